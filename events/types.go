@@ -1,0 +1,175 @@
+package events
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Type names an event. It is the subject without the configured prefix.
+type Type string
+
+// Event types. Values are wire format: append only.
+const (
+	TypeBuildRequested Type = "build.requested"
+	TypeBuildStarted   Type = "build.started"
+	TypeBuildCompleted Type = "build.completed"
+	TypeBuildFailed    Type = "build.failed"
+)
+
+// CloudEvent returns the CloudEvents "type" attribute, for example
+// "dev.kiln.build.completed.v1".
+func (t Type) CloudEvent() string { return "dev.kiln." + string(t) + ".v1" }
+
+// Terminal reports whether an event of this type ends a request.
+func (t Type) Terminal() bool { return t == TypeBuildCompleted || t == TypeBuildFailed }
+
+// Message is an encoded event as the transport carries it. Header keys keep
+// their case: NATS does not canonicalise them.
+type Message struct {
+	Subject string
+	Header  map[string][]string
+	Data    []byte
+	// FallbackID names a message that brings no id of its own. The transport
+	// derives it from stream and sequence ("seq:BUILD:42"), so that it is the
+	// same after a redelivery.
+	FallbackID string
+	// Time is when the transport stored the message.
+	Time time.Time
+}
+
+// Event is a decoded event: the CloudEvents attributes that Kiln uses and the data.
+type Event struct {
+	// ID is the CloudEvents id. Of a build.requested it is the request id; of an
+	// emitted event it is also the Nats-Msg-Id, see EventID.
+	ID          string
+	Source      string
+	Type        Type
+	Time        time.Time
+	TraceParent string
+	TraceState  string
+	// Data is a *BuildRequest, *BuildStarted, *BuildCompleted or *BuildFailed.
+	Data any
+}
+
+// Function identifies the function that an image is for.
+type Function struct {
+	Project string `json:"project"`
+	Name    string `json:"name"`
+	Tag     string `json:"tag"`
+}
+
+// BuildRequest is the data of build.requested: the body that MLRun's client
+// posts to build/function, plus options.
+type BuildRequest struct {
+	// Function is the MLRun function object. Unknown keys inside are ignored.
+	Function json.RawMessage `json:"function"`
+	// WithMLRun asks for mlrun in the image. Nil: decided from the base image.
+	WithMLRun             *Flag             `json:"with_mlrun,omitempty"`
+	SkipDeployed          bool              `json:"skip_deployed,omitempty"`
+	ForceBuild            bool              `json:"force_build,omitempty"`
+	MLRunVersionSpecifier string            `json:"mlrun_version_specifier,omitempty"`
+	BuilderEnv            map[string]string `json:"builder_env,omitempty"`
+	Options               Options           `json:"options,omitzero"`
+}
+
+// Options are Kiln's own additions to MLRun's request.
+type Options struct {
+	// Timeout bounds the build, as a Go duration ("30m"). Defaults to the worker's.
+	Timeout string `json:"timeout,omitempty"`
+	// Platform is os/arch[/variant]. Defaults to the worker's.
+	Platform string `json:"platform,omitempty"`
+	// NoCache builds again even when an identical build is finished.
+	NoCache bool `json:"no_cache,omitempty"`
+}
+
+// BuildStarted is the data of build.started: one per attempt that really runs.
+type BuildStarted struct {
+	RequestID  string    `json:"request_id"`
+	BuildID    string    `json:"build_id"`
+	Function   Function  `json:"function"`
+	Image      string    `json:"image"`
+	Base       Base      `json:"base"`
+	Attempt    int       `json:"attempt"`
+	Engine     string    `json:"engine"`
+	Worker     string    `json:"worker"`
+	LogSubject string    `json:"log_subject"`
+	Started    time.Time `json:"started"`
+}
+
+// Outcome says how a completed request got its image.
+type Outcome string
+
+// Outcomes. Values are wire format: append only.
+const (
+	OutcomeBuilt     Outcome = "built"
+	OutcomeReused    Outcome = "reused"
+	OutcomeNotNeeded Outcome = "not_needed"
+)
+
+// Base is the image that a build starts from, and the digest it was pinned to.
+type Base struct {
+	Ref    string `json:"ref"`
+	Digest string `json:"digest,omitempty"`
+}
+
+// Timings of a request. QueueMS is from the storing of the request to the first
+// handling, BuildMS is what the engine took; both are milliseconds.
+type Timings struct {
+	Requested time.Time `json:"requested"`
+	Started   time.Time `json:"started"`
+	Finished  time.Time `json:"finished"`
+	QueueMS   int64     `json:"queue_ms"`
+	BuildMS   int64     `json:"build_ms"`
+}
+
+// BuildCompleted is the data of build.completed.
+type BuildCompleted struct {
+	RequestID string   `json:"request_id"`
+	BuildID   string   `json:"build_id,omitempty"`
+	Function  Function `json:"function"`
+	Outcome   Outcome  `json:"outcome"`
+	// Reason is a sentence: why it was or was not built.
+	Reason string `json:"reason"`
+	// Image is the reference as the user named it.
+	Image string `json:"image"`
+	// Digest and ImageRef ("repo@sha256:…") are empty when nothing was built.
+	Digest   string  `json:"digest,omitempty"`
+	ImageRef string  `json:"image_ref,omitempty"`
+	Base     Base    `json:"base,omitzero"`
+	Attempt  int     `json:"attempt,omitempty"`
+	Engine   string  `json:"engine,omitempty"`
+	Timings  Timings `json:"timings"`
+}
+
+// BuildFailed is the data of build.failed.
+type BuildFailed struct {
+	RequestID string       `json:"request_id"`
+	BuildID   string       `json:"build_id,omitempty"`
+	Function  Function     `json:"function,omitzero"`
+	Image     string       `json:"image,omitempty"`
+	Base      Base         `json:"base,omitzero"`
+	Attempt   int          `json:"attempt,omitempty"`
+	Engine    string       `json:"engine,omitempty"`
+	Error     FailureCause `json:"error"`
+	// LogTail is the last lines of the build's log, redacted; at most 20.
+	LogTail []string `json:"log_tail,omitempty"`
+	Timings Timings  `json:"timings"`
+}
+
+// FailureCause says what went wrong and what to do.
+type FailureCause struct {
+	// Code is one of the codes of the schema; append only.
+	Code      string `json:"code"`
+	Message   string `json:"message"`
+	Hint      string `json:"hint"`
+	Retryable bool   `json:"retryable"`
+	// Violations lists every place where the request breaks its schema.
+	Violations []Violation `json:"violations,omitempty"`
+}
+
+// Violation is one place where a document breaks its schema.
+type Violation struct {
+	// Path is a JSON pointer into the document ("" is the whole document).
+	Path    string `json:"path"`
+	Message string `json:"message"`
+}
