@@ -61,3 +61,7 @@ func KindOf(err error) Kind {
 	}
 	return KindUnavailable
 }
+
+// ErrImageMissing is matched by the error of Registry.Verify when the registry
+// answered that it has no such manifest. Any other error leaves that open.
+var ErrImageMissing = errors.New("image is not in the registry")

@@ -1,0 +1,257 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	"kiln/events"
+)
+
+// memQueue is a queue in memory: Nak brings a message back after its delay.
+type memQueue struct {
+	ch     chan *memMessage
+	events chan string
+	seq    uint64
+	mu     sync.Mutex
+	naks   []time.Duration
+	acks   int
+}
+
+func newMemQueue() *memQueue { return &memQueue{ch: make(chan *memMessage, 100)} }
+
+func (q *memQueue) add(m events.Message) *memMessage {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.seq++
+	msg := &memMessage{q: q, event: m, seq: q.seq, answered: make(chan string, 100)}
+	q.ch <- msg
+	return msg
+}
+
+func (q *memQueue) Next(ctx context.Context) (Message, error) {
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case m := <-q.ch:
+		return m, nil
+	}
+}
+
+func (q *memQueue) counts() (acks int, naks []time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.acks, append([]time.Duration(nil), q.naks...)
+}
+
+type memMessage struct {
+	q        *memQueue
+	event    events.Message
+	seq      uint64
+	answered chan string
+	// lostAck makes the next Ack fail after the queue forgot about it, so that the
+	// message comes again.
+	lostAck bool
+	// deaf makes InProgress fail.
+	deaf bool
+	once bool // no redelivery after a Nak
+}
+
+func (m *memMessage) Event() events.Message { return m.event }
+func (m *memMessage) Sequence() uint64      { return m.seq }
+func (m *memMessage) InProgress(context.Context) error {
+	if m.deaf {
+		return errors.New("no connection")
+	}
+	return nil
+}
+
+func (m *memMessage) Ack(context.Context) error {
+	m.q.mu.Lock()
+	defer m.q.mu.Unlock()
+	if m.lostAck {
+		m.lostAck = false
+		m.q.ch <- m
+		return errors.New("no answer to the ack")
+	}
+	m.q.acks++
+	m.answered <- "ack"
+	return nil
+}
+
+func (m *memMessage) Nak(_ context.Context, d time.Duration) error {
+	m.q.mu.Lock()
+	defer m.q.mu.Unlock()
+	m.q.naks = append(m.q.naks, d)
+	m.answered <- "nak"
+	if !m.once {
+		time.AfterFunc(d, func() { m.q.ch <- m })
+	}
+	return nil
+}
+
+func (m *memMessage) await(t *testing.T, want string) {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case got := <-m.answered:
+			if got == want {
+				return
+			}
+		case <-timeout:
+			t.Fatalf("message was not answered with %s in time", want)
+		}
+	}
+}
+
+// memStream stores published events as the wire has them.
+type memStream struct {
+	mu     sync.Mutex
+	stored []events.Event
+	ids    map[string]bool
+	// fail, if set, is asked before each publish; a true "after" stores first.
+	fail func(e events.Event) (err error, after bool)
+	// forget drops the duplicate window.
+	forget bool
+}
+
+func (s *memStream) Publish(_ context.Context, e events.Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	var after bool
+	if s.fail != nil {
+		err, after = s.fail(e)
+	}
+	if err != nil && !after {
+		return err
+	}
+	if s.ids == nil {
+		s.ids = map[string]bool{}
+	}
+	if !s.ids[e.ID] || s.forget {
+		s.stored = append(s.stored, e)
+	}
+	s.ids[e.ID] = true
+	return err
+}
+
+func (s *memStream) Published(_ context.Context, typ events.Type, id string, _ time.Time) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.stored {
+		if e.ID == id && e.Type == typ {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (s *memStream) of(types ...events.Type) []events.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []events.Event
+	for _, e := range s.stored {
+		for _, typ := range types {
+			if e.Type == typ {
+				out = append(out, e)
+			}
+		}
+	}
+	return out
+}
+
+// memLedger is a compare-and-set store with scripted faults.
+type memLedger struct {
+	mu     sync.Mutex
+	values map[string][]byte
+	revs   map[string]uint64
+	rev    uint64
+	// fail, if set, is asked before each Put; a true "after" stores first.
+	fail func(key string, value []byte) (err error, after bool)
+}
+
+func newMemLedger() *memLedger {
+	return &memLedger{values: map[string][]byte{}, revs: map[string]uint64{}}
+}
+
+func (l *memLedger) Get(_ context.Context, key string) ([]byte, uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v, ok := l.values[key]
+	if !ok {
+		return nil, 0, ErrNotFound
+	}
+	return bytes.Clone(v), l.revs[key], nil
+}
+
+func (l *memLedger) Put(_ context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var err error
+	var after bool
+	if l.fail != nil {
+		err, after = l.fail(key, value)
+	}
+	if err != nil && !after {
+		return 0, err
+	}
+	if l.revs[key] != revision {
+		return 0, ErrConflict
+	}
+	l.rev++
+	l.values[key], l.revs[key] = bytes.Clone(value), l.rev
+	return l.rev, err
+}
+
+// memLogs keeps logs by build and attempt.
+type memLogs struct {
+	mu     sync.Mutex
+	text   map[string]*bytes.Buffer
+	closed int
+}
+
+func (l *memLogs) Open(buildID string, _ int) io.WriteCloser {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.text == nil {
+		l.text = map[string]*bytes.Buffer{}
+	}
+	if l.text[buildID] == nil {
+		l.text[buildID] = &bytes.Buffer{}
+	}
+	return &memLog{l: l, id: buildID}
+}
+
+type memLog struct {
+	l  *memLogs
+	id string
+}
+
+func (m *memLog) Write(p []byte) (int, error) {
+	m.l.mu.Lock()
+	defer m.l.mu.Unlock()
+	return m.l.text[m.id].Write(p)
+}
+
+func (m *memLog) Close() error {
+	m.l.mu.Lock()
+	defer m.l.mu.Unlock()
+	m.l.closed++
+	return nil
+}
+
+func (l *memLogs) all() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var b bytes.Buffer
+	for _, text := range l.text {
+		b.Write(text.Bytes())
+	}
+	return b.String()
+}
