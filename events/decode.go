@@ -1,0 +1,333 @@
+package events
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"kiln/schemas"
+)
+
+// MaxData is the largest message that is read, in bytes.
+const MaxData = 1 << 20
+
+// reservedID begins ids that are derived from a stream's sequence.
+const reservedID = "seq:"
+
+var (
+	validID = regexp.MustCompile(`^[!-~]{1,200}$`)
+	// https://www.w3.org/TR/trace-context/#traceparent-header
+	validTraceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+)
+
+// DecodeError says why a message is not a valid event.
+type DecodeError struct {
+	Err error
+	// Violations lists every place where the message breaks its schema.
+	Violations []Violation
+	// NotJSON is true when the message is not JSON at all.
+	NotJSON bool
+}
+
+// Error returns the cause.
+func (e *DecodeError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *DecodeError) Unwrap() error { return e.Err }
+
+func invalid(format string, args ...any) error { return &DecodeError{Err: fmt.Errorf(format, args...)} }
+
+// Decode reads a message: CloudEvents in structured or binary mode, and for
+// build.requested also the bare data object or a bare MLRun function object. The
+// data is checked against its schema. The error is a *DecodeError; the event then
+// still carries the best known id, type and time, and of a request what could be
+// read of its function.
+func Decode(m Message) (Event, error) {
+	e := Event{ID: m.FallbackID, Time: m.Time, Type: typeOf(m.Subject), TraceParent: header(m, headerTraceParent), TraceState: header(m, headerTraceState)}
+	if len(m.Data) > MaxData {
+		return e.request(nil), invalid("the message has %d bytes; at most 1 MiB is read", len(m.Data))
+	}
+	data, err := e.unwrap(m)
+	if !validTraceParent.MatchString(e.TraceParent) {
+		e.TraceParent, e.TraceState = "", ""
+	}
+	if err != nil {
+		return e.request(data), err
+	}
+	if err := e.takeID(m); err != nil {
+		return e.request(data), err
+	}
+	return e.decodeData(data)
+}
+
+// typeOf reads the type off the end of a subject, whatever its prefix.
+func typeOf(subject string) Type {
+	for _, t := range []Type{TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed} {
+		if subject == string(t) || strings.HasSuffix(subject, "."+string(t)) {
+			return t
+		}
+	}
+	return TypeBuildRequested
+}
+
+// unwrap takes the envelope off and notes its attributes; it returns the data.
+func (e *Event) unwrap(m Message) (json.RawMessage, error) {
+	if version := header(m, "ce-specversion"); version != "" {
+		return e.unwrapBinary(m, version)
+	}
+	if err := wellFormed(m.Data); err != nil {
+		return nil, &DecodeError{Err: fmt.Errorf("the message is not JSON: %w", err), NotJSON: true}
+	}
+	var probe map[string]json.RawMessage
+	if err := json.Unmarshal(m.Data, &probe); err != nil {
+		return nil, invalid("the message must be a JSON object")
+	}
+	media, _, _ := mime.ParseMediaType(header(m, headerContentType))
+	if _, ok := probe["specversion"]; ok || media == contentStructured {
+		return e.unwrapStructured(m.Data)
+	}
+	if e.Type != TypeBuildRequested {
+		return m.Data, invalid("%s must be a CloudEvent", e.Type)
+	}
+	e.ID = ""
+	if id := header(m, headerMsgID); id != "" {
+		e.ID = id
+	}
+	_, isRequest := probe["function"]
+	_, hasKind := probe["kind"]
+	_, hasSpec := probe["spec"]
+	if !isRequest && hasKind && hasSpec {
+		return json.RawMessage(`{"function":` + string(m.Data) + `}`), nil
+	}
+	return m.Data, nil
+}
+
+func (e *Event) unwrapStructured(raw []byte) (json.RawMessage, error) {
+	var env envelope
+	loose := struct {
+		ID   string          `json:"id"`
+		Data json.RawMessage `json:"data"`
+	}{}
+	// The id is wanted even when the envelope is not valid.
+	_ = json.Unmarshal(raw, &loose)
+	e.ID = loose.ID
+	if err := schemas.Validate("cloudevent", raw); err != nil {
+		return loose.Data, schemaError("the CloudEvents envelope is not valid", "", err)
+	}
+	if err := json.Unmarshal(raw, &env); err != nil {
+		return loose.Data, invalid("the CloudEvents envelope is not valid: %w", err)
+	}
+	e.Source = env.Source
+	if env.Time != nil {
+		e.Time = *env.Time
+	}
+	if env.TraceParent != "" {
+		e.TraceParent, e.TraceState = env.TraceParent, env.TraceState
+	}
+	if err := e.checkType(env.Type); err != nil {
+		return env.Data, err
+	}
+	if err := checkContent(env.DataContentType); err != nil {
+		return env.Data, err
+	}
+	if env.DataBase64 != nil {
+		data, err := base64.StdEncoding.DecodeString(*env.DataBase64)
+		if err != nil {
+			return nil, invalid("data_base64 is not base64: %w", err)
+		}
+		return data, notJSON(data)
+	}
+	if len(env.Data) == 0 {
+		return nil, invalid("the CloudEvent has no data")
+	}
+	return env.Data, nil
+}
+
+func (e *Event) unwrapBinary(m Message, version string) (json.RawMessage, error) {
+	attribute := func(name string) string {
+		value := header(m, "ce-"+name)
+		// The NATS binding percent-encodes what a header cannot carry.
+		if plain, err := url.PathUnescape(value); err == nil {
+			return plain
+		}
+		return value
+	}
+	e.ID, e.Source = attribute("id"), attribute("source")
+	if at, err := time.Parse(time.RFC3339Nano, attribute("time")); err == nil {
+		e.Time = at
+	}
+	if trace := attribute("traceparent"); trace != "" {
+		e.TraceParent, e.TraceState = trace, attribute("tracestate")
+	}
+	switch {
+	case version != "1.0":
+		return m.Data, invalid("CloudEvents version %.20q is not 1.0", version)
+	case e.Source == "":
+		return m.Data, invalid("the CloudEvent has no source (header ce-source)")
+	}
+	if err := e.checkType(attribute("type")); err != nil {
+		return m.Data, err
+	}
+	if err := checkContent(header(m, headerContentType)); err != nil {
+		return m.Data, err
+	}
+	return m.Data, notJSON(m.Data)
+}
+
+func (e *Event) checkType(typ string) error {
+	if typ != e.Type.CloudEvent() && typ != string(e.Type) {
+		return invalid("CloudEvents type %.80q is not %s", typ, e.Type.CloudEvent())
+	}
+	return nil
+}
+
+// checkContent refuses data that says it is something else than JSON.
+func checkContent(contentType string) error {
+	media, _, err := mime.ParseMediaType(contentType)
+	if contentType == "" || (err == nil && (media == "application/json" || strings.HasSuffix(media, "+json"))) {
+		return nil
+	}
+	return invalid("content type %.80q is not JSON", contentType)
+}
+
+func notJSON(data []byte) error {
+	if err := wellFormed(data); err != nil {
+		return &DecodeError{Err: fmt.Errorf("the data is not JSON: %w", err), NotJSON: true}
+	}
+	return nil
+}
+
+// takeID settles the id of the event: its own if it is usable, else the fallback.
+func (e *Event) takeID(m Message) error {
+	id := e.ID
+	switch {
+	case id == "" && e.Type == TypeBuildRequested:
+		e.ID = m.FallbackID
+		return nil
+	case !validID.MatchString(id):
+		e.ID = m.FallbackID
+		return invalid("the id %.80q must be 1 to 200 printable ASCII characters without spaces", id)
+	case strings.HasPrefix(id, reservedID) && e.Type == TypeBuildRequested:
+		e.ID = m.FallbackID
+		return invalid("the id %.80q begins with %q, which is reserved", id, reservedID)
+	}
+	return nil
+}
+
+// decodeData checks the data against its schema and reads it.
+func (e Event) decodeData(data json.RawMessage) (Event, error) {
+	if err := schemas.Validate(string(e.Type), data); err != nil {
+		return e.request(data), schemaError("the data of "+string(e.Type)+" is not valid", "", err)
+	}
+	switch e.Type {
+	case TypeBuildStarted:
+		e.Data = &BuildStarted{}
+	case TypeBuildCompleted:
+		e.Data = &BuildCompleted{}
+	case TypeBuildFailed:
+		e.Data = &BuildFailed{}
+	default:
+		e.Data = &BuildRequest{}
+	}
+	if err := json.Unmarshal(data, e.Data); err != nil {
+		return e.request(data), invalid("the data of %s cannot be read: %w", e.Type, err)
+	}
+	return e, nil
+}
+
+// request notes what can be read of an invalid request, and makes the id usable.
+func (e Event) request(data json.RawMessage) Event {
+	if !validID.MatchString(e.ID) || e.Type == TypeBuildRequested && strings.HasPrefix(e.ID, reservedID) {
+		e.ID = ""
+	}
+	if e.Type != TypeBuildRequested {
+		return e
+	}
+	var partial struct {
+		Function json.RawMessage `json:"function"`
+	}
+	_ = json.Unmarshal(data, &partial)
+	e.Data = &BuildRequest{Function: partial.Function}
+	return e
+}
+
+func schemaError(what, prefix string, err error) error {
+	broken, ok := errors.AsType[*schemas.Error](err)
+	if !ok {
+		return invalid("%s: %w", what, err)
+	}
+	d := &DecodeError{Err: fmt.Errorf("%s: %w", what, err)}
+	for _, v := range broken.Violations {
+		d.Violations = append(d.Violations, Violation{Path: prefix + v.Path, Message: v.Message})
+	}
+	return d
+}
+
+// header returns the first value of a header, whatever the case of its name.
+func header(m Message, name string) string {
+	if v := m.Header[name]; len(v) > 0 {
+		return v[0]
+	}
+	for key, v := range m.Header {
+		if strings.EqualFold(key, name) && len(v) > 0 {
+			return v[0]
+		}
+	}
+	return ""
+}
+
+// wellFormed checks that raw is one JSON value, nested at most 100 deep, in which
+// no object has a key twice.
+func wellFormed(raw []byte) error {
+	const maxDepth = 100
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.UseNumber()
+	type frame struct {
+		keys  map[string]bool // nil in an array
+		isKey bool
+	}
+	var stack []frame
+	for first := true; first || len(stack) > 0; first = false {
+		token, err := decoder.Token()
+		if err != nil {
+			return fmt.Errorf("at byte %d: %w", decoder.InputOffset(), err)
+		}
+		var top *frame
+		if len(stack) > 0 {
+			top = &stack[len(stack)-1]
+		}
+		if top != nil && top.keys != nil {
+			key, isText := token.(string)
+			if top.isKey && isText {
+				if top.keys[key] {
+					return fmt.Errorf("key %.80q stands twice in one object", key)
+				}
+				top.keys[key] = true
+			}
+			top.isKey = !top.isKey
+		}
+		switch token {
+		case json.Delim('{'):
+			stack = append(stack, frame{keys: map[string]bool{}, isKey: true})
+		case json.Delim('['):
+			stack = append(stack, frame{})
+		case json.Delim('}'), json.Delim(']'):
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		if len(stack) > maxDepth {
+			return fmt.Errorf("it is nested more than %d deep", maxDepth)
+		}
+	}
+	if rest := bytes.TrimSpace(raw[decoder.InputOffset():]); len(rest) > 0 {
+		return fmt.Errorf("there is more text after its end: %.20q", rest)
+	}
+	return nil
+}

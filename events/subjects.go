@@ -1,0 +1,55 @@
+package events
+
+import (
+	"strconv"
+	"strings"
+)
+
+// Subjects names the subjects of one Kiln. With a prefix several share a server.
+type Subjects struct {
+	// Prefix stands before every subject ("acme" gives "acme.build.requested").
+	Prefix string
+}
+
+func (s Subjects) prefix() string {
+	if s.Prefix == "" {
+		return ""
+	}
+	return strings.TrimSuffix(s.Prefix, ".") + "."
+}
+
+// Of returns the subject of an event type.
+func (s Subjects) Of(t Type) string { return s.prefix() + string(t) }
+
+// AllBuilds matches every build event.
+func (s Subjects) AllBuilds() string { return s.prefix() + "build.*" }
+
+// Log returns the subject of a build's log.
+func (s Subjects) Log(buildID string) string { return s.prefix() + "build.log." + buildID }
+
+// AllLogs matches every build's log.
+func (s Subjects) AllLogs() string { return s.prefix() + "build.log.*" }
+
+// Type returns the event type of a subject; ok is false when it is none of ours.
+func (s Subjects) Type(subject string) (t Type, ok bool) {
+	rest, ok := strings.CutPrefix(subject, s.prefix())
+	switch t = Type(rest); {
+	case !ok:
+		return "", false
+	case t == TypeBuildRequested, t == TypeBuildStarted, t == TypeBuildCompleted, t == TypeBuildFailed:
+		return t, true
+	default:
+		return "", false
+	}
+}
+
+// EventID returns the id of an emitted event, which is its Nats-Msg-Id too: the
+// same fact always has the same id. A terminal event has one id per request
+// whatever the attempt.
+func EventID(requestID string, t Type, attempt int) string {
+	id := requestID + "." + string(t)
+	if t.Terminal() {
+		return id
+	}
+	return id + "." + strconv.Itoa(attempt)
+}
