@@ -52,19 +52,22 @@ func invalid(format string, args ...any) error { return &DecodeError{Err: fmt.Er
 func Decode(m Message) (Event, error) {
 	e := Event{ID: m.FallbackID, Time: m.Time, Type: typeOf(m.Subject), TraceParent: header(m, headerTraceParent), TraceState: header(m, headerTraceState)}
 	if len(m.Data) > MaxData {
-		return e.request(nil), invalid("the message has %d bytes; at most 1 MiB is read", len(m.Data))
+		return e.partial(m, nil), invalid("the message has %d bytes; at most 1 MiB is read", len(m.Data))
 	}
 	data, err := e.unwrap(m)
 	if !validTraceParent.MatchString(e.TraceParent) {
 		e.TraceParent, e.TraceState = "", ""
 	}
+	if err == nil {
+		err = e.takeID(m)
+	}
+	if err == nil {
+		err = e.read(data)
+	}
 	if err != nil {
-		return e.request(data), err
+		return e.partial(m, data), err
 	}
-	if err := e.takeID(m); err != nil {
-		return e.request(data), err
-	}
-	return e.decodeData(data)
+	return e, nil
 }
 
 // typeOf reads the type off the end of a subject, whatever its prefix.
@@ -119,7 +122,7 @@ func (e *Event) unwrapStructured(raw []byte) (json.RawMessage, error) {
 	_ = json.Unmarshal(raw, &loose)
 	e.ID = loose.ID
 	if err := schemas.Validate("cloudevent", raw); err != nil {
-		return loose.Data, schemaError("the CloudEvents envelope is not valid", "", err)
+		return loose.Data, schemaError("the CloudEvents envelope is not valid", err)
 	}
 	if err := json.Unmarshal(raw, &env); err != nil {
 		return loose.Data, invalid("the CloudEvents envelope is not valid: %w", err)
@@ -204,68 +207,68 @@ func notJSON(data []byte) error {
 	return nil
 }
 
-// takeID settles the id of the event: its own if it is usable, else the fallback.
+// takeID settles the id of the event: its own, or the fallback if it has none.
 func (e *Event) takeID(m Message) error {
-	id := e.ID
 	switch {
-	case id == "" && e.Type == TypeBuildRequested:
+	case e.ID == "" && e.Type == TypeBuildRequested:
 		e.ID = m.FallbackID
-		return nil
-	case !validID.MatchString(id):
-		e.ID = m.FallbackID
-		return invalid("the id %.80q must be 1 to 200 printable ASCII characters without spaces", id)
-	case strings.HasPrefix(id, reservedID) && e.Type == TypeBuildRequested:
-		e.ID = m.FallbackID
-		return invalid("the id %.80q begins with %q, which is reserved", id, reservedID)
+	case !validID.MatchString(e.ID):
+		return invalid("the id %.80q must be 1 to 200 printable ASCII characters without spaces", e.ID)
+	case strings.HasPrefix(e.ID, reservedID) && e.Type == TypeBuildRequested:
+		return invalid("the id %.80q begins with %q, which is reserved", e.ID, reservedID)
 	}
 	return nil
 }
 
-// decodeData checks the data against its schema and reads it.
-func (e Event) decodeData(data json.RawMessage) (Event, error) {
+// read checks the data against its schema and decodes it.
+func (e *Event) read(data json.RawMessage) error {
 	if err := schemas.Validate(string(e.Type), data); err != nil {
-		return e.request(data), schemaError("the data of "+string(e.Type)+" is not valid", "", err)
+		return schemaError("the data of "+string(e.Type)+" is not valid", err)
 	}
+	var into any
 	switch e.Type {
 	case TypeBuildStarted:
-		e.Data = &BuildStarted{}
+		into = &BuildStarted{}
 	case TypeBuildCompleted:
-		e.Data = &BuildCompleted{}
+		into = &BuildCompleted{}
 	case TypeBuildFailed:
-		e.Data = &BuildFailed{}
+		into = &BuildFailed{}
 	default:
-		e.Data = &BuildRequest{}
+		into = &BuildRequest{}
 	}
-	if err := json.Unmarshal(data, e.Data); err != nil {
-		return e.request(data), invalid("the data of %s cannot be read: %w", e.Type, err)
+	if err := json.Unmarshal(data, into); err != nil {
+		return invalid("the data of %s cannot be read: %w", e.Type, err)
 	}
-	return e, nil
+	e.Data = into
+	return nil
 }
 
-// request notes what can be read of an invalid request, and makes the id usable.
-func (e Event) request(data json.RawMessage) Event {
-	if !validID.MatchString(e.ID) || e.Type == TypeBuildRequested && strings.HasPrefix(e.ID, reservedID) {
-		e.ID = ""
+// partial is what is known of an event that is not valid: a usable id, and of a
+// request its function object.
+func (e Event) partial(m Message, data json.RawMessage) Event {
+	if !validID.MatchString(e.ID) || strings.HasPrefix(e.ID, reservedID) {
+		e.ID = m.FallbackID
 	}
-	if e.Type != TypeBuildRequested {
-		return e
+	e.Data = nil
+	if e.Type == TypeBuildRequested {
+		request := &BuildRequest{}
+		// A message that is no object has no function.
+		_ = json.Unmarshal(data, &struct {
+			Function *json.RawMessage `json:"function"`
+		}{&request.Function})
+		e.Data = request
 	}
-	var partial struct {
-		Function json.RawMessage `json:"function"`
-	}
-	_ = json.Unmarshal(data, &partial)
-	e.Data = &BuildRequest{Function: partial.Function}
 	return e
 }
 
-func schemaError(what, prefix string, err error) error {
+func schemaError(what string, err error) error {
 	broken, ok := errors.AsType[*schemas.Error](err)
 	if !ok {
 		return invalid("%s: %w", what, err)
 	}
 	d := &DecodeError{Err: fmt.Errorf("%s: %w", what, err)}
 	for _, v := range broken.Violations {
-		d.Violations = append(d.Violations, Violation{Path: prefix + v.Path, Message: v.Message})
+		d.Violations = append(d.Violations, Violation(v))
 	}
 	return d
 }
