@@ -34,7 +34,7 @@ func (w *Worker) fulfil(ctx context.Context, t *task) (*events.BuildCompleted, e
 	if err != nil {
 		return nil, err
 	}
-	t.planned(plan, w.deps.Builder.EngineName())
+	t.planned(plan, w.deps.Builder.EngineName(), w.deps.Builder.Redactor(plan))
 	return w.obtain(ctx, t, request)
 }
 

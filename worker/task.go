@@ -89,9 +89,9 @@ func (t *task) input() function.Input {
 }
 
 // planned notes what the request resolved to.
-func (t *task) planned(plan builder.Plan, engine string) {
-	t.plan, t.engine = plan, engine
-	t.redactor = builder.NewRedactor(plan.SecretValues()...)
+func (t *task) planned(plan builder.Plan, engine string, redactor *builder.Redactor) {
+	t.plan, t.engine, t.redactor = plan, engine, redactor
+
 	t.log = t.log.With().Str("build_id", plan.BuildID).Logger()
 }
 
