@@ -71,7 +71,7 @@ func TestSecretsStayOutOfEventsAndLogs(t *testing.T) {
 
 func TestUnavailableIsRetriedThenCompletes(t *testing.T) {
 	t.Parallel()
-	b := setup(t, nil)
+	b := setup(t, func(b *bundle) { b.cfg.MaxAttempts = 50 })
 	var calls atomic.Int32
 	down := func(w http.ResponseWriter, r *http.Request) bool {
 		if calls.Add(1) > 12 {
@@ -80,7 +80,6 @@ func TestUnavailableIsRetriedThenCompletes(t *testing.T) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return true
 	}
-	b.cfg.MaxAttempts = 50
 	b.faults.Store(&down)
 	m := b.queue.add(b.request("r1", b.spec("echo hi"), nil))
 	m.await(t, "nak")

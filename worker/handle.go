@@ -85,7 +85,7 @@ func (w *Worker) process(ctx context.Context, t *task) verdict {
 	case fateSettle:
 	}
 	if err != nil {
-		return w.settle(ctx, t, record, t.failedEvent(err, record.value.Causes))
+		return w.settle(ctx, t, record, t.failedEvent(err, record.value))
 	}
 	return w.settle(ctx, t, record, t.completedEvent(completed))
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,12 +132,13 @@ func (t *task) completedEvent(data *events.BuildCompleted) events.Event {
 	return t.newEvent(events.TypeBuildCompleted, data, now)
 }
 
-func (t *task) failedEvent(err error, causes []string) events.Event {
+func (t *task) failedEvent(err error, before requestRecord) events.Event {
 	now := time.Now().UTC()
 	kind := builder.KindOf(err)
 	message := t.clean(err.Error())
-	if kind == builder.KindUnavailable && len(causes) > 0 {
-		message = t.clean(fmt.Sprintf("%s (tried %d times; before that: %s)", message, len(causes)+1, strings.Join(causes, "; ")))
+	if kind == builder.KindUnavailable && before.Tries > 0 {
+		message = t.clean(fmt.Sprintf("%s (tried %d times; before that: %s)",
+			message, before.Tries+1, strings.Join(slices.Compact(slices.Clone(before.Causes)), "; ")))
 	}
 	data := &events.BuildFailed{
 		RequestID: t.id, BuildID: t.plan.BuildID, Function: t.subject, Image: t.image, Base: t.base(),

@@ -374,13 +374,13 @@ func TestEveryEffectMaySucceedAndStillReportAnError(t *testing.T) {
 			b := setup(t, func(b *bundle) {
 				b.cfg.MaxAttempts = 100
 				b.ledger.fail = func(string, []byte) (error, bool) {
-					if puts.Add(1)%2 == 1 {
+					if puts.Add(1)%3 == 1 {
 						return errors.New("ledger timeout"), after
 					}
 					return nil, false
 				}
 				b.stream.fail = func(events.Event) (error, bool) {
-					if publishes.Add(1)%2 == 1 {
+					if publishes.Add(1)%3 == 1 {
 						return errors.New("publish timeout"), after
 					}
 					return nil, false
