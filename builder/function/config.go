@@ -115,7 +115,7 @@ func checkRegistry(registry string) error {
 			"the registry is a host and an optional path, such as docker.io/user or registry.example.com/team", registry)
 	case hub && (repository == "v1" || repository == "v2"):
 		return fmt.Errorf("%q is the login address of Docker Hub; the registry is docker.io/user", registry)
-	case host == "" && !strings.Contains(registry, "/"):
+	case host == "" && !strings.Contains(repository, "/"):
 		return fmt.Errorf("%q is neither a host (with a dot, a port, or localhost) nor user/repository; "+
 			"a user of Docker Hub is docker.io/%s", registry, registry)
 	case dockerfile.CheckBase(joinPath(host, repository, "x")) != nil:
@@ -134,7 +134,7 @@ func checkTemplate(template string) error {
 	if !strings.Contains(template, "{name}") {
 		return fmt.Errorf("%q lacks {name}, so that functions would overwrite each other's images", template)
 	}
-	if dockerfile.CheckBase("h.example/"+expandTemplate(template, "a", "a")) != nil {
+	if dockerfile.CheckBase("h.example/"+expandTemplate(template, "a", "a")+":tag") != nil {
 		return fmt.Errorf("%q does not make an image name", template)
 	}
 	return nil

@@ -12,9 +12,9 @@ import (
 )
 
 var (
-	// secretName finds names whose values must not be shown. The last part is for short
-	// words, which have to end a part of the name.
-	secretName = regexp.MustCompile(`TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|(?:KEYS?|PASS|PWD|AUTH|PAT)(?:_|$)`)
+	// secretName finds names whose values must not be shown. Short words have to
+	// be a part of the name, or end one.
+	secretName = regexp.MustCompile(`TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|KEYS?(?:_|$)|(?:^|_)(?:PASS|PWD|AUTH|PAT)(?:_|$)`)
 	// urlPassword finds a password inside an address.
 	urlPassword = regexp.MustCompile(`://[^/\s@]*:[^/\s@]+@`)
 )
