@@ -117,7 +117,7 @@ func checkRegistry(registry string) error {
 		return fmt.Errorf("%q is the login address of Docker Hub; the registry is docker.io/user", registry)
 	case host == "" && !strings.Contains(repository, "/"):
 		return fmt.Errorf("%q is neither a host (with a dot, a port, or localhost) nor user/repository; "+
-			"a user of Docker Hub is docker.io/%s", registry, registry)
+			"for Docker Hub it is docker.io/user", registry)
 	case dockerfile.CheckBase(joinPath(host, repository, "x")) != nil:
 		return fmt.Errorf("%q is not a registry host with an optional lower case path", registry)
 	default:

@@ -62,7 +62,7 @@ func TestResolveReportsAllFaultsAtOnce(t *testing.T) {
 	const notName = " is not a name: letters, digits and underscores, not beginning with a digit"
 	const notPart = " cannot be part of an image name: lower case letters and digits, with single . _ or - between"
 	want := []string{
-		`configuration of the registry: "myuser" is neither a host (with a dot, a port, or localhost) nor user/repository; a user of Docker Hub is docker.io/myuser`,
+		`configuration of the registry: "myuser" is neither a host (with a dot, a port, or localhost) nor user/repository; for Docker Hub it is docker.io/user`,
 		`kind: must be text`,
 		`spec.image: must be text`,
 		`spec.build.image: must be text`,
