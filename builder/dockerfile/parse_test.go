@@ -177,7 +177,7 @@ func checkEqual(t *testing.T, what, got, want string) {
 func bind(file string) string { return "bind:" + file + ":/kiln/" + file }
 
 func secrets(spec dockerfile.Spec) []string {
-	var mounts []string
+	mounts := make([]string, 0, len(spec.PipSecrets))
 	for _, id := range spec.PipSecrets {
 		mounts = append(mounts, "secret:"+id+":"+id)
 	}

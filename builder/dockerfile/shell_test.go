@@ -27,10 +27,11 @@ func runAsKaniko(t *testing.T, shell, command, stdin string) outcome {
 		t.Fatal(err)
 	}
 	run := asRun(t, parse(t, text).Commands[0])
-	line := strings.Join(run.CmdLine, " ")
+	parts := []string{strings.Join(run.CmdLine, " ")}
 	for _, heredoc := range run.Files {
-		line += "\n" + heredoc.Data + heredoc.Name
+		parts = append(parts, heredoc.Data+heredoc.Name)
 	}
+	line := strings.Join(parts, "\n")
 	if len(files) == 1 {
 		line = strings.ReplaceAll(line, "/kiln/", t.TempDir()+"/")
 		words := strings.Fields(line)

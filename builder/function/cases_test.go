@@ -102,11 +102,11 @@ func (tc recorded) input() (function.Config, function.Input) {
 	}
 }
 
-func readCases(t testing.TB) []recorded {
-	t.Helper()
+func readCases(tb testing.TB) []recorded {
+	tb.Helper()
 	data, err := os.ReadFile("testdata/cases.json")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var file struct {
 		About string
@@ -115,7 +115,7 @@ func readCases(t testing.TB) []recorded {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&file); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return file.Cases
 }
@@ -140,6 +140,9 @@ func checkRenders(t *testing.T, req builder.Request) {
 		t.Errorf("reason %q is not a sentence", req.Decision.Reason)
 	}
 	if !req.Decision.Build {
+		if req.Decision.Image == "" {
+			t.Error("got neither a build nor an image")
+		}
 		return
 	}
 	names := make([]string, len(req.BuildArgs))

@@ -142,6 +142,9 @@ func (r resolver) nuclio() builder.Decision {
 		baseImage{from: "spec.build.base_image", text: r.fn.base},
 		r.kindImage(),
 	)
+	if img.text == "" {
+		r.faults.add("spec.image", "is not set, and kind %s has no default image", r.fn.kind)
+	}
 	return builder.Decision{
 		Image: img.ref,
 		Reason: fmt.Sprintf("No build is needed: Nuclio builds the images of kind %s when they are deployed, and this function adds nothing to %s.",
@@ -151,11 +154,16 @@ func (r resolver) nuclio() builder.Decision {
 
 // local decides about a kind that runs in the environment of its caller.
 func (r resolver) local() builder.Decision {
-	reason := fmt.Sprintf("No build is needed: functions of kind %s run where they are called, without an image.", r.fn.kind)
+	img := r.firstImage(baseImage{from: "spec.image", text: r.fn.image})
+	if img.text == "" {
+		r.faults.add("kind", "functions of kind %s run where they are called, and no image is built for them; "+
+			"set spec.image to have one reported", r.fn.kind)
+	}
+	reason := fmt.Sprintf("No build is needed: functions of kind %s run where they are called; %s is left as it is.", r.fn.kind, img)
 	if work := append(r.work(), r.fn.unsupported...); len(work) > 0 {
 		reason += fmt.Sprintf(" Not used: %s.", and(work))
 	}
-	return builder.Decision{Image: r.firstImage(baseImage{from: "spec.image", text: r.fn.image}).ref, Reason: reason}
+	return builder.Decision{Image: img.ref, Reason: reason}
 }
 
 // work lists what the request asks a builder to do.
@@ -196,7 +204,7 @@ func (r resolver) buildArgs() []builder.Arg {
 	for name, value := range r.in.BuilderEnv {
 		env[name], paths[name] = value, "builder_env"
 	}
-	var args []builder.Arg
+	args := make([]builder.Arg, 0, len(env))
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		value := env[name]
 		if err := dockerfile.CheckName(name); err != nil {

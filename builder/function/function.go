@@ -4,7 +4,7 @@
 //
 // The rules are MLRun's own, of its client and its server together. The code is
 // pure: nothing is looked up, and no input is changed. Where the behaviour of MLRun
-// is a known fault (extra text that is lost, images compared by substring, a lists
+// is a known fault (extra text that is lost, images compared by substring, lists
 // that grow with every deploy) the sane behaviour is taken instead;
 // testdata/cases.json records rules and differences case by case.
 //

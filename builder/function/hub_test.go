@@ -43,9 +43,6 @@ func TestResolveTakesPublishedFunctions(t *testing.T) {
 			if req.Decision.Build != built[name] {
 				t.Errorf("build is %t, want %t: %s", req.Decision.Build, built[name], req.Decision.Reason)
 			}
-			if !req.Decision.Build && req.Decision.Image == "" {
-				t.Error("got neither a build nor an image")
-			}
 			t.Log(req.Decision.Reason, req.Target)
 		})
 	}

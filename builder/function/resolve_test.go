@@ -2,6 +2,7 @@ package function_test
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +110,10 @@ func TestResolveRefusesWhatCannotBeAnImage(t *testing.T) {
 		{job(`"image": "..", "commands": ["a"]`), `spec.build.image: "h.example/team/." is not an image reference`},
 		{job(`"commands": ["#!/usr/bin/env -S a b\nx"]`), `spec.build.commands[0]: the first line "#!/usr/bin/env -S a b" must be #! with an absolute path and at most one plain argument`},
 		{job(`"requirements": ["a", "b\nc \\ # x"]`), `spec.build.requirements[1]: ends with a backslash, which would join it with the next line`},
+		{
+			`{"kind": "handler", "metadata": {"name": "a"}, "spec": {"build": {"requirements": ["a"]}}}`,
+			`kind: functions of kind handler run where they are called, and no image is built for them; set spec.image to have one reported`,
+		},
 		{job(`"extra": "USER a\u0000"`), `spec.build.extra: holds a NUL byte`},
 	} {
 		_, err := function.Resolve(function.Config{Registry: "h.example/team"}, function.Input{Function: json.RawMessage(tc.function)})
@@ -140,8 +145,8 @@ func TestReasonsTellPeopleWhy(t *testing.T) {
 		{job(`"base_image": "python:3.12", "with_mlrun": true`), function.Input{}, "A build is needed: the function adds mlrun (spec.build.with_mlrun is set) to spec.build.base_image python:3.12."},
 		{`{"kind": "spark", "metadata": {"name": "a"}, "spec": {"image": "b"}}`, function.Input{}, "A build is needed: the function adds mlrun (the default for kind spark, with_mlrun: false leaves it out) to spec.image b."},
 		{`{"kind": "serving", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: Nuclio builds the images of kind serving when they are deployed, and this function adds nothing to the default image of kind serving mlrun/mlrun."},
-		{`{"kind": "local", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: functions of kind local run where they are called, without an image."},
-		{`{"kind": "handler", "metadata": {"name": "a"}, "spec": {"build": {"requirements": ["a"], "source": "x.zip"}}}`, function.Input{}, "No build is needed: functions of kind handler run where they are called, without an image. Not used: spec.build.requirements and spec.build.source."},
+		{`{"kind": "local", "metadata": {"name": "a"}, "spec": {"image": "b:1"}}`, function.Input{}, "No build is needed: functions of kind local run where they are called; spec.image b:1 is left as it is."},
+		{`{"kind": "handler", "metadata": {"name": "a"}, "spec": {"image": "b", "build": {"requirements": ["a"], "source": "x.zip"}}}`, function.Input{}, "No build is needed: functions of kind handler run where they are called; spec.image b is left as it is. Not used: spec.build.requirements and spec.build.source."},
 	} {
 		tc.in.Function = json.RawMessage(tc.function)
 		req, err := function.Resolve(function.Config{Registry: "localhost:5000"}, tc.in)
@@ -206,7 +211,7 @@ func TestPlatformIsOSAndArchitecture(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]bool{
 		"": true, "linux/amd64": true, "linux/arm/v7": true, "linux/x86_64": true,
-		"linux": false, "linux/": false, "linux/arm/v7/x": false, "linux/amd64 ": false, "Linux/amd64": false, "linux/amd64\n": false, "--a/b": false,
+		"linux": false, "linux/": false, "linux/arm/v7/x": false, "linux/ amd64": false, "Linux/amd64": false, "linux/amd64\n": false, "--a/b": false,
 	} {
 		_, err := function.Resolve(function.Config{}, function.Input{Function: json.RawMessage(job(``)), Platform: text})
 		if (err == nil) != want {
@@ -219,15 +224,14 @@ func TestArgumentsThatLookSecretAreMarked(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{}
 	secret := []string{
-		"GIT_TOKEN", "token", "AWS_SECRET_ACCESS_KEY", "apikey", "SSH_KEYS", "DB_PASSWORD", "DB_PASS", "PGPASSWD", "PWD_DB_PWD", "HTTP_AUTH",
+		"INDEX_URL", "GIT_TOKEN", "token", "AWS_SECRET_ACCESS_KEY", "apikey", "SSH_KEYS", "DB_PASSWORD", "DB_PASS", "PGPASSWD", "PWD_DB_PWD", "HTTP_AUTH",
 		"GITHUB_PAT", "Credentials_File", "KEY_ID", "PASSPHRASE",
 	}
 	plain := []string{"KEYBOARD", "AUTHOR", "PATH", "COMPASS_DIRECTION", "MODE", "HTTP_PROXY", "PYTHONPATH", "PATCH"}
-	for _, name := range append(append([]string(nil), secret...), plain...) {
+	for _, name := range slices.Concat(secret, plain) {
 		env[name] = "http://host:80/a@b"
 	}
 	env["INDEX_URL"] = "https://user:word@host/simple"
-	secret = append(secret, "INDEX_URL")
 	req, err := function.Resolve(function.Config{Registry: "localhost:5000"}, function.Input{
 		Function: json.RawMessage(job(`"commands": ["a"]`)), BuilderEnv: env,
 	})
