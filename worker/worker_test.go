@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -370,17 +372,24 @@ func TestEveryEffectMaySucceedAndStillReportAnError(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		t.Run(fmt.Sprintf("happened=%v", after), func(t *testing.T) {
 			t.Parallel()
-			var puts, publishes atomic.Int32
+			const seed = 7
+			dice := rand.New(rand.NewPCG(seed, seed))
+			var mu sync.Mutex
+			fails := func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return dice.IntN(3) == 0
+			}
 			b := setup(t, func(b *bundle) {
 				b.cfg.MaxAttempts = 100
 				b.ledger.fail = func(string, []byte) (error, bool) {
-					if puts.Add(1)%3 == 1 {
+					if fails() {
 						return errors.New("ledger timeout"), after
 					}
 					return nil, false
 				}
 				b.stream.fail = func(events.Event) (error, bool) {
-					if publishes.Add(1)%3 == 1 {
+					if fails() {
 						return errors.New("publish timeout"), after
 					}
 					return nil, false
