@@ -1,0 +1,160 @@
+// Package client is what a Go program imports to request images and follow them:
+//
+//	c, err := client.New(nc)
+//	ticket, err := c.RequestBuild(ctx, events.BuildRequest{Function: function})
+//	result, err := c.Await(ctx, ticket)
+//
+// What it says of requests is read from the stream of events, so that it agrees
+// with what every other subscriber sees.
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/propagation"
+
+	"kiln/events"
+	"kiln/events/natsbus"
+)
+
+// Client requests builds and follows them. Safe for concurrent use.
+type Client struct {
+	bus    *natsbus.Bus
+	js     jetstream.JetStream
+	source string
+}
+
+// Option changes a Client.
+type Option func(*options)
+
+type options struct {
+	prefix, source string
+}
+
+// WithPrefix sets the subject prefix that the workers use. Defaults to none.
+func WithPrefix(prefix string) Option { return func(o *options) { o.prefix = prefix } }
+
+// WithSource sets the CloudEvents source of requests, a URI reference that names
+// the program. Defaults to "/kiln/client".
+func WithSource(source string) Option { return func(o *options) { o.source = source } }
+
+// New returns a Client on an open connection, which it does not close.
+func New(nc *nats.Conn, opts ...Option) (*Client, error) {
+	o := options{source: "/kiln/client"}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	bus, err := natsbus.New(nc, natsbus.Topology{Prefix: o.prefix})
+	if err != nil {
+		return nil, err
+	}
+	return &Client{bus: bus, js: bus.JetStream(), source: o.source}, nil
+}
+
+// Ticket names a request that was accepted into the stream.
+type Ticket struct {
+	// ID is the request id.
+	ID string
+	// Sequence is the request's position in the stream; 0 is unknown.
+	Sequence uint64
+}
+
+// RequestOption changes one request.
+type RequestOption func(*events.Event)
+
+// WithID sets the request id: 1 to 200 printable ASCII characters. Publishing the
+// same request under the same id again is harmless. Defaults to a random id.
+func WithID(id string) RequestOption { return func(e *events.Event) { e.ID = id } }
+
+// RequestBuild publishes a request and returns once the server has stored it. Trace
+// context in ctx travels with it. The request is checked before it is sent: the
+// error of an invalid one is an *events.DecodeError.
+func (c *Client) RequestBuild(ctx context.Context, r events.BuildRequest, opts ...RequestOption) (Ticket, error) {
+	e := events.Event{ID: rand.Text(), Source: c.source, Type: events.TypeBuildRequested, Time: time.Now().UTC(), Data: &r}
+	for _, opt := range opts {
+		opt(&e)
+	}
+	trace := natsbus.Carrier{}
+	propagation.TraceContext{}.Inject(ctx, trace)
+	e.TraceParent, e.TraceState = trace.Get("traceparent"), trace.Get("tracestate")
+	m, err := events.Encode(e, c.bus.Subjects())
+	if err != nil {
+		return Ticket{}, err
+	}
+	if _, err := events.Decode(m); err != nil {
+		return Ticket{}, err
+	}
+	ack, err := c.js.PublishMsg(ctx, &nats.Msg{Subject: m.Subject, Header: nats.Header(m.Header), Data: m.Data})
+	if err != nil {
+		if errors.Is(err, jetstream.ErrNoStreamResponse) {
+			return Ticket{}, fmt.Errorf("no stream takes %s; run `kiln provision` first: %w", m.Subject, err)
+		}
+		return Ticket{}, fmt.Errorf("publish %s: %w", m.Subject, err)
+	}
+	return Ticket{ID: e.ID, Sequence: ack.Sequence}, nil
+}
+
+// Result is the terminal event of a request; exactly one field is set.
+type Result struct {
+	Completed *events.BuildCompleted
+	Failed    *events.BuildFailed
+}
+
+// Await returns the request's terminal event, whether it is stored already or yet
+// to come. It waits until ctx ends and survives reconnects.
+func (c *Client) Await(ctx context.Context, t Ticket) (Result, error) {
+	var result Result
+	err := c.Watch(ctx, t, func(e events.Event) bool {
+		switch data := e.Data.(type) {
+		case *events.BuildCompleted:
+			result.Completed = data
+		case *events.BuildFailed:
+			result.Failed = data
+		default:
+			return true
+		}
+		return false
+	})
+	return result, err
+}
+
+// Watch calls visit for every event about the request, the stored ones first, until
+// visit returns false, the terminal event was visited, or ctx ends (then with ctx's
+// error).
+func (c *Client) Watch(ctx context.Context, t Ticket, visit func(events.Event) bool) error {
+	emitted := []events.Type{events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed}
+	return c.bus.Follow(ctx, emitted, natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
+		e, err := events.Decode(m)
+		if err != nil || requestOf(e) != t.ID {
+			return true
+		}
+		return visit(e) && !e.Type.Terminal()
+	})
+}
+
+// Logs copies the log of a build to out: of one attempt, or of all if attempt is 0.
+// With follow it goes on until the attempt's log ends. It survives reconnects.
+func (c *Client) Logs(ctx context.Context, buildID string, attempt int, follow bool, out io.Writer) error {
+	return c.bus.Logs().Read(ctx, buildID, attempt, follow, out)
+}
+
+// requestOf returns the request that an emitted event is about.
+func requestOf(e events.Event) string {
+	switch data := e.Data.(type) {
+	case *events.BuildStarted:
+		return data.RequestID
+	case *events.BuildCompleted:
+		return data.RequestID
+	case *events.BuildFailed:
+		return data.RequestID
+	default:
+		return ""
+	}
+}
