@@ -27,11 +27,10 @@ func runAsKaniko(t *testing.T, shell, command, stdin string) outcome {
 		t.Fatal(err)
 	}
 	run := asRun(t, parse(t, text).Commands[0])
-	parts := []string{strings.Join(run.CmdLine, " ")}
-	for _, heredoc := range run.Files {
-		parts = append(parts, heredoc.Data+heredoc.Name)
+	line := strings.Join(run.CmdLine, " ")
+	if len(run.Files) == 1 {
+		line += "\n" + run.Files[0].Data + run.Files[0].Name
 	}
-	line := strings.Join(parts, "\n")
 	if len(files) == 1 {
 		line = strings.ReplaceAll(line, "/kiln/", t.TempDir()+"/")
 		words := strings.Fields(line)
