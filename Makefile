@@ -1,0 +1,110 @@
+# Kiln. `make` alone lists the targets.
+# Needs Go and git; everything else is fetched or named by the target that needs it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN            := $(CURDIR)/bin
+CACHE          := $(CURDIR)/.cache
+GOLANGCI       := v2.15.0
+GOVULNCHECK    := v1.9.0
+FUZZTIME       ?= 30s
+TESTFLAGS      ?=
+PKGS           ?= ./...
+DURATIONS      := $(CACHE)/ci-durations
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------- building
+
+.PHONY: build
+build: $(BIN)/kaniko-executor ## Build bin/kiln and bin/kaniko-executor (static)
+	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/kiln ./cmd/kiln
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/kiln-demo ./deploy/demo
+
+# The executor has a module of its own: its dependencies never touch Kiln's.
+$(BIN)/kaniko-executor: deploy/kaniko/go.mod deploy/kaniko/go.sum
+	@echo "building the Kaniko executor (about 90 s the first time)"
+	mkdir -p $(BIN)
+	cd deploy/kaniko
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $@ github.com/osscontainertools/kaniko/cmd/executor
+	touch $@
+
+.PHONY: deps
+deps: ## Install what is missing of runc, busybox-static and debootstrap
+	@.ci/deps
+
+.PHONY: demo
+demo: deps build ## Turn a message into an image on this machine, and run the image
+	@deploy/demo/demo.sh
+
+.PHONY: clean
+clean: ## Remove everything that was built, downloaded or cached here
+	@rm -rf $(BIN) dist $(CACHE)
+
+# ---------------------------------------------------------------- checking
+
+.PHONY: test
+test: ## Run all unit tests, and the sandbox tests if this machine can
+	@.ci/gotest test -race -shuffle=on -timeout 5m $(TESTFLAGS) $(PKGS)
+
+.PHONY: e2e
+e2e: $(BIN)/kaniko-executor ## Run the process and container tests (root and runc; Docker)
+	@.ci/e2e $(TESTFLAGS)
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (30s)
+	@.ci/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: $(BIN)/kaniko-executor ## Compare Kiln with the bare executor and bare JetStream
+	@go test -tags bench -count=1 -timeout 30m -run '^TestBench' -v ./cmd/kiln
+
+.PHONY: lint
+lint: $(BIN)/.golangci-$(GOLANGCI) ## Run the linters, and check go.mod and go.sum
+	@$(BIN)/golangci-lint run ./...
+	go mod tidy -diff
+	go mod verify
+
+.PHONY: fmt
+fmt: $(BIN)/.golangci-$(GOLANGCI) ## Format the Go code
+	@$(BIN)/golangci-lint fmt ./...
+
+# Through the Go module proxy, and not in go.mod: its requirements would shape ours.
+$(BIN)/.golangci-$(GOLANGCI):
+	@mkdir -p $(BIN)
+	if ! $(BIN)/golangci-lint version 2>/dev/null | grep -q 'version $(GOLANGCI:v%=%) '; then
+		echo "building golangci-lint $(GOLANGCI) (some minutes, once)"
+		GOBIN=$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	fi
+	touch $@
+
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities that the code can reach
+	@.ci/vuln $(GOVULNCHECK)
+
+.PHONY: ci
+ci: ## Lint, test and e2e, with the duration of each step
+	@mkdir -p $(CACHE)
+	: > $(DURATIONS)
+	for step in lint test e2e; do
+		echo "--- $$step"
+		began=$$SECONDS
+		if $(MAKE) $$step; then result=ok; else result=FAILED; fi
+		printf '%-6s %-6s %4d s\n' "$$step" "$$result" $$((SECONDS - began)) >> $(DURATIONS)
+	done
+	echo "--- durations"
+	cat $(DURATIONS)
+	! grep -q FAILED $(DURATIONS)
+
+# ---------------------------------------------------------------- documents
+
+.PHONY: docs
+docs: ## Write the configuration table of the README from the code
+	@CGO_ENABLED=0 go build -o $(BIN)/kiln ./cmd/kiln
+	.ci/docs README.md
