@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// layer is what a package may import directly outside the standard library, and
+// what it must not reach through anything. Entries match whole path elements.
+type layer struct {
+	imports []string
+	never   []string
+}
+
+// layers is the picture of docs/architecture.md. A package that is not in it fails
+// the test, and so does an import that its line does not name.
+var layers = map[string]layer{
+	"kiln/schemas": {
+		imports: []string{"github.com/santhosh-tekuri/jsonschema/v6", "golang.org/x/text"},
+		never:   wire,
+	},
+	"kiln/events": {
+		imports: []string{"kiln/schemas"},
+		never:   append([]string{"github.com/nats-io"}, wire...),
+	},
+	"kiln/events/natsbus": {
+		imports: []string{
+			"kiln/events", "github.com/nats-io/nats.go", "github.com/nats-io/nkeys", "go.opentelemetry.io/otel",
+			"github.com/cenkalti/backoff/v6", "github.com/rs/zerolog",
+		},
+		never: append([]string{"github.com/nats-io/nats-server", "go.opentelemetry.io/otel/sdk"}, wire...),
+	},
+	"kiln/events/client": {
+		imports: []string{"kiln/events", "kiln/events/natsbus", "github.com/nats-io/nats.go", "go.opentelemetry.io/otel"},
+		never:   append([]string{"github.com/nats-io/nats-server", "go.opentelemetry.io/otel/sdk"}, wire...),
+	},
+	"kiln/builder": {
+		imports: []string{"kiln/builder/dockerfile", "github.com/cenkalti/backoff/v6"},
+		never:   append([]string{"github.com/google"}, domain...),
+	},
+	"kiln/builder/dockerfile": {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/function": {
+		imports: []string{"kiln/builder", "kiln/builder/dockerfile", "github.com/google/go-containerregistry/pkg/name"},
+		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
+	},
+	"kiln/builder/registry": {
+		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config"},
+		never:   domain,
+	},
+	"kiln/builder/kaniko": {imports: []string{"kiln/builder"}, never: domain},
+	"kiln/builder/sandbox": {
+		imports: []string{"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"},
+		never:   append([]string{"kiln/builder/kube"}, domain...),
+	},
+	"kiln/builder/enginetest": {
+		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},
+		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
+	},
+	"kiln/worker": {
+		imports: []string{
+			"kiln/builder", "kiln/builder/function", "kiln/events", "github.com/cenkalti/backoff/v6",
+			"github.com/prometheus/client_golang", "github.com/rs/zerolog", "go.opentelemetry.io/otel",
+		},
+		never: []string{
+			"github.com/nats-io", "k8s.io", "kiln/events/natsbus", "kiln/builder/kube", "kiln/builder/registry",
+			"kiln/builder/sandbox", "kiln/cmd", "github.com/alecthomas/kong",
+		},
+	},
+	"kiln/deploy/demo": {
+		imports: []string{"github.com/google/go-containerregistry", "github.com/opencontainers/runtime-spec", "sigs.k8s.io/yaml"},
+		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
+	},
+	"kiln/cmd/kiln": {
+		imports: []string{"kiln", "github.com", "go.opentelemetry.io", "golang.org/x", "sigs.k8s.io/yaml"},
+		never:   []string{"kiln/cmd", "k8s.io/client-go/kubernetes/fake", "github.com/stretchr/testify"},
+	},
+}
+
+var (
+	// wire packages know neither the domain nor what executes builds.
+	wire = []string{"kiln/builder", "kiln/worker", "kiln/cmd", "k8s.io", "github.com/alecthomas/kong"}
+	// domain packages know neither the queue nor who calls them.
+	domain = []string{
+		"kiln/events", "kiln/schemas", "kiln/worker", "kiln/cmd", "github.com/nats-io", "k8s.io",
+		"github.com/alecthomas/kong", "github.com/prometheus/client_golang",
+	}
+)
+
+// pkg is what `go list` says about a package, without its tests.
+type pkg struct {
+	path          string
+	imports, deps []string
+}
+
+// layerFaults says which imports the layers forbid, one sentence each.
+func layerFaults(packages []pkg) []string {
+	var faults []string
+	for _, p := range packages {
+		l, ok := layers[p.path]
+		if !ok {
+			faults = append(faults, p.path+" has no line in layers")
+			continue
+		}
+		for _, i := range p.imports {
+			if foreign(i) && !matches(i, l.imports) {
+				faults = append(faults, fmt.Sprintf("%s imports %s", p.path, i))
+			}
+		}
+		for _, d := range p.deps {
+			if matches(d, l.never) {
+				faults = append(faults, fmt.Sprintf("%s reaches %s", p.path, d))
+			}
+		}
+	}
+	return faults
+}
+
+// foreign reports whether path is outside the standard library.
+func foreign(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return first == "kiln" || strings.Contains(first, ".")
+}
+
+func matches(path string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return path == p || strings.HasPrefix(path, p+"/") })
+}
+
+func TestPackagesImportOnlyWhatTheirLayerMay(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}|{{join .Imports " "}}|{{join .Deps " "}}`, "kiln/...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var packages []pkg
+	for line := range strings.Lines(string(out)) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		packages = append(packages, pkg{path: f[0], imports: strings.Fields(f[1]), deps: strings.Fields(f[2])})
+	}
+	if len(packages) < 8 {
+		t.Fatalf("go list named %d packages, want all of the module", len(packages))
+	}
+	for _, fault := range layerFaults(packages) {
+		t.Error(fault)
+	}
+}
+
+func TestForbiddenImportsAreFound(t *testing.T) {
+	t.Parallel()
+	got := layerFaults([]pkg{
+		{path: "kiln/events", imports: []string{"kiln/schemas", "time"}, deps: []string{"kiln/schemas", "time"}},
+		{path: "kiln/events", imports: []string{"kiln/builder"}, deps: []string{"kiln/builder"}},
+		{path: "kiln/builder/sandbox", imports: []string{"kiln/builder"}, deps: []string{"k8s.io/client-go"}},
+		{path: "kiln/worker", deps: []string{"github.com/nats-io/nats.go"}},
+		{path: "kiln/util"},
+	})
+	want := []string{
+		"kiln/events imports kiln/builder",
+		"kiln/events reaches kiln/builder",
+		"kiln/builder/sandbox reaches k8s.io/client-go",
+		"kiln/worker reaches github.com/nats-io/nats.go",
+		"kiln/util has no line in layers",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
+	}
+}
