@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v6"
@@ -42,64 +44,149 @@ func New(cfg Config, registry Registry, engine Engine, secrets ...string) (*Buil
 	if registry == nil || engine == nil {
 		return nil, errors.New("builder needs a registry and an engine")
 	}
-	return &Builder{cfg: cfg, registry: registry, engine: engine, secrets: secrets}, nil
+	return &Builder{cfg: cfg, registry: registry, engine: engine, secrets: slices.Clone(secrets)}, nil
 }
 
 // EngineName is the wire name of the engine.
 func (b *Builder) EngineName() string { return b.engine.Name() }
 
+var digestPattern = regexp.MustCompile(`^sha(256:[0-9a-f]{64}|512:[0-9a-f]{128})$`)
+
 // Plan pins the base image and returns the plan.
 func (b *Builder) Plan(ctx context.Context, r Request) (Plan, error) {
-	base := Image{Ref: r.Base}
-	if r.Base != Scratch {
-		platform := b.cfg.Platform
-		if r.Platform != "" {
-			platform = r.Platform
-		}
-		var err error
-		if base, err = b.registry.Resolve(ctx, r.Base, platform); err != nil {
-			return Plan{}, err
-		}
-		base.Ref = r.Base
-	}
-	return newPlan(b.cfg, r, base)
+	return pin(ctx, b.cfg, b.registry, r)
 }
 
-// verifyFor is how long a fresh image may take to become readable: some registries
-// are not strongly consistent.
-const verifyFor = 10 * time.Second
+// Pin is Builder.Plan for who does not build.
+func Pin(ctx context.Context, cfg Config, registry Registry, r Request) (Plan, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return Plan{}, fmt.Errorf("builder configuration: %w", err)
+	}
+	return pin(ctx, cfg, registry, r)
+}
+
+func pin(ctx context.Context, cfg Config, registry Registry, r Request) (Plan, error) {
+	draft, err := newPlan(cfg, r, Image{Ref: r.Base})
+	if err != nil || r.Base == Scratch {
+		return draft, err
+	}
+	base, err := registry.Resolve(ctx, r.Base, draft.Platform)
+	if err != nil {
+		return Plan{}, err
+	}
+	if !digestPattern.MatchString(base.Digest) {
+		return Plan{}, Errorf(KindUnavailable, "resolving base image "+r.Base, "the registry answered with digest %q", base.Digest)
+	}
+	base.Ref = r.Base
+	return newPlan(cfg, r, base)
+}
 
 // Build runs the plan and returns once the image was read back from the registry.
-// Secrets are redacted from what reaches logs. The plan's timeout holds even for an
-// engine that ignores it, apart from its clean-up.
+// Secrets are redacted from what reaches logs; a writer that fails does not fail the
+// build. The plan's timeout holds even for an engine that ignores it. Canceled, it
+// returns when the engine has cleaned up; one that does not within a minute is left
+// behind, its output cut off.
 func (b *Builder) Build(ctx context.Context, p Plan, logs io.Writer) (Result, error) {
 	out := b.Redactor(p).Writer(logs)
-	run, cancel := context.WithTimeoutCause(ctx, p.Limits.Timeout, &Error{
-		Kind: KindTimeout, Op: "building", Err: fmt.Errorf("it took longer than the limit of %s", p.Limits.Timeout),
-	})
+	defer out.Close()
+	timeout := p.Limits.Timeout
+	if timeout <= 0 {
+		timeout = b.cfg.Timeout
+	}
+	run, cancel := context.WithTimeoutCause(ctx, timeout, Errorf(KindTimeout, "building", "it took longer than the limit of %s", timeout))
 	defer cancel()
 	began := time.Now()
-	result, err := b.engine.Run(run, p, out)
+	result, err := b.run(run, p, out)
 	result.Duration = time.Since(began)
-	_ = out.Close()
 	if err != nil {
 		if late, ok := errors.AsType[*Error](context.Cause(run)); ok && late.Kind == KindTimeout {
-			return result, late
+			err = late
 		}
 		return result, err
 	}
-	ref := b.ImageRef(p, result.Digest)
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		err := b.registry.Verify(ctx, ref)
+	return result, b.readBack(ctx, p, result.Digest)
+}
+
+// stopGrace is how long an engine may take to clean up after a cancel.
+const stopGrace = time.Minute
+
+// run bounds the engine: it may be slow to stop, but not forever.
+func (b *Builder) run(ctx context.Context, p Plan, out io.Writer) (Result, error) {
+	type answer struct {
+		result Result
+		err    error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		result, err := b.engine.Run(ctx, p, out)
+		answers <- answer{result, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.result, a.err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(stopGrace)
+	defer grace.Stop()
+	select {
+	case a := <-answers:
+		return a.result, a.err
+	case <-grace.C:
+		cause := context.Cause(ctx)
+		return Result{}, Errorf(kindOfCause(cause), "stopping the build", "engine %s did not stop within %s: %w", b.engine.Name(), stopGrace, cause)
+	}
+}
+
+// kindOfCause says what the end of a context means for a build.
+func kindOfCause(cause error) Kind {
+	switch {
+	case errors.Is(cause, ErrShutdown):
+		return KindInterrupted
+	case errors.Is(cause, ErrLeaseLost):
+		return KindLeaseLost
+	case errors.Is(cause, context.DeadlineExceeded):
+		return KindTimeout
+	}
+	if e, ok := errors.AsType[*Error](cause); ok {
+		return e.Kind
+	}
+	return KindCanceled
+}
+
+// readBackFor is how long a fresh image may take to become readable: some
+// registries are not strongly consistent.
+const readBackFor = 10 * time.Second
+
+// readBack checks that the image is where the engine says that it pushed it.
+func (b *Builder) readBack(ctx context.Context, p Plan, digest string) error {
+	const op = "reading back the pushed image"
+	if !digestPattern.MatchString(digest) {
+		return Errorf(KindUnavailable, op, "engine %s named %q as its digest", b.engine.Name(), digest)
+	}
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval = 100 * time.Millisecond
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := b.registry.Verify(ctx, b.ImageRef(p, digest))
 		if err != nil && !errors.Is(err, ErrImageMissing) && KindOf(err) != KindUnavailable {
 			return struct{}{}, backoff.Permanent(err)
 		}
 		return struct{}{}, err
-	}, backoff.WithMaxElapsedTime(verifyFor))
-	if err != nil {
-		return result, &Error{Kind: KindUnavailable, Op: "reading back the pushed image", Err: err}
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(readBackFor))
+	if err == nil {
+		return nil
 	}
-	return result, nil
+	if failed := backoff.AsRetryError(err); failed != nil {
+		err = failed.LastErr
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return &Error{Kind: kindOfCause(cause), Op: op, Err: errors.Join(cause, err)}
+	}
+	kind := KindOf(err)
+	if errors.Is(err, ErrImageMissing) {
+		kind = KindUnavailable
+	}
+	return &Error{Kind: kind, Op: op, Err: err}
 }
 
 // Verify checks that "repository@digest" is still in its registry; the error

@@ -2,7 +2,9 @@ package builder
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"kiln/builder/dockerfile"
@@ -11,8 +13,9 @@ import (
 // Scratch is the empty base image; it is not looked up in a registry.
 const Scratch = "scratch"
 
-// Draft makes the plan of a request without any I/O. Its base is not pinned, so
-// that it has no BuildID and no Destination yet. Errors are of KindInvalidRequest.
+// Draft makes the plan of a request without any I/O. A base other than Scratch is
+// not pinned then, so that the plan has no BuildID and no Destination yet. Errors
+// are of KindInvalidRequest, apart from those of cfg.
 func Draft(cfg Config, r Request) (Plan, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -25,10 +28,14 @@ func Draft(cfg Config, r Request) (Plan, error) {
 // give the same plan.
 func newPlan(cfg Config, r Request, base Image) (Plan, error) {
 	plan := Plan{
-		Base: base, BuildArgs: r.BuildArgs, Secrets: cfg.Pip.secrets(), Target: r.Target,
+		Base: base, BuildArgs: slices.Clone(r.BuildArgs), Secrets: secretsFor(cfg, r), Target: r.Target,
 		Platform: cmp.Or(r.Platform, cfg.Platform), Executor: cfg.Executor, Limits: cfg.Limits,
 	}
+	plan.Executor.Flags = slices.Clone(cfg.Executor.Flags)
 	plan.Limits.Timeout = cmp.Or(r.Timeout, cfg.Timeout)
+	if err := checkRequest(plan, r); err != nil {
+		return Plan{}, &Error{Kind: KindInvalidRequest, Op: "planning the build", Err: err}
+	}
 	spec := dockerfile.Spec{
 		Base: pinned(base), Commands: r.Commands, Requirements: r.Requirements, Extra: r.Extra,
 	}
@@ -50,7 +57,34 @@ func newPlan(cfg Config, r Request, base Image) (Plan, error) {
 	if plan.BuildID != "" {
 		plan.Destination = repository(r.Target) + ":kiln-" + plan.BuildID
 	}
+	if spec.Base != base.Ref {
+		// A digest tells people nothing. The comment is not part of the identity: two
+		// names of the same image make the same build.
+		plan.Dockerfile = "# " + base.Ref + "\n" + text
+	}
 	return plan, nil
+}
+
+func checkRequest(p Plan, r Request) error {
+	faults := []error{checkPlatform(p.Platform)}
+	if r.Timeout < 0 {
+		faults = append(faults, fmt.Errorf("timeout %s is negative", r.Timeout))
+	}
+	if repository(r.Target) == "" {
+		faults = append(faults, errors.New("there is no target image"))
+	}
+	if err := dockerfile.CheckBase(r.Base); err != nil {
+		faults = append(faults, fmt.Errorf("base image %w", err))
+	}
+	return errors.Join(faults...)
+}
+
+// secretsFor returns the configured secrets. A build argument of the same name is
+// the user's own choice and takes the place of a configured one.
+func secretsFor(cfg Config, r Request) []Secret {
+	return slices.DeleteFunc(cfg.Pip.secrets(), func(s Secret) bool {
+		return slices.ContainsFunc(r.BuildArgs, func(a Arg) bool { return a.Name == s.ID })
+	})
 }
 
 // pinned returns the reference that FROM names: by digest if it is known.
@@ -77,11 +111,13 @@ func (p Plan) SecretValues() []string {
 		if a.Secret {
 			values = append(values, a.Value)
 		}
+		values = append(values, credentials(a.Value)...)
 	}
 	for _, s := range p.Secrets {
-		if s.Value != s.Version {
-			values = append(values, userInfos(s.Value)...)
+		if !s.Public {
+			values = append(values, s.Value)
+			values = append(values, credentials(s.Value)...)
 		}
 	}
-	return values
+	return slices.DeleteFunc(values, func(s string) bool { return s == "" })
 }

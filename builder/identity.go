@@ -8,13 +8,17 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 )
 
 // identify fills in the plan's Identity and, when the base is pinned, its BuildID:
 // the SHA-256 over every field, name and value each preceded by its length, so that
-// no two different lists of fields have the same bytes. What only says where the
-// image goes or how long it may take is not part of it.
+// no two different lists of fields have the same bytes. Fields are: the version of
+// this scheme, the digest of the base, the platform, the executor with its flags,
+// the Dockerfile, every file of the context with its mode, every build argument and
+// the version of every secret.
+//
+// What only says where the image goes, who asked for it or how long it may take is
+// not part of it, nor are the values of secrets.
 func (p *Plan) identify() {
 	base := p.Base.Digest
 	if p.Base.Ref == Scratch {
@@ -24,26 +28,38 @@ func (p *Plan) identify() {
 		{"kiln.identity", "v1"},
 		{"base", base},
 		{"platform", p.Platform},
-		{"executor", p.Executor.Name + " " + p.Executor.Version},
-		{"executor.flags", strings.Join(p.Executor.Flags, " ")},
-		{"dockerfile", hash(p.Dockerfile)},
+		{"executor", p.Executor.Name},
+		{"executor.version", p.Executor.Version},
 	}
+	for _, flag := range p.Executor.Flags {
+		fields = append(fields, Field{"executor.flag", flag})
+	}
+	fields = append(fields, Field{"dockerfile", hash(p.Dockerfile)})
 	for _, f := range slices.SortedFunc(slices.Values(p.Context), func(a, b File) int { return cmp.Compare(a.Name, b.Name) }) {
-		fields = append(fields, Field{"context:" + f.Name, fmt.Sprintf("%o %s", f.Mode, hash(string(f.Data)))})
+		fields = append(fields, Field{"context:" + f.Name, fmt.Sprintf("%04o %s", f.Mode, hash(string(f.Data)))})
 	}
+	shown := slices.Clone(fields)
 	for _, a := range p.BuildArgs {
-		fields = append(fields, Field{"build-arg:" + a.Name, hash(a.Value)})
+		f := Field{"build-arg:" + a.Name, hash(a.Value)}
+		fields = append(fields, f)
+		if a.Secret {
+			f.Value = f.Value[:shownDigest] + "… (secret)"
+		}
+		shown = append(shown, f)
 	}
 	for _, s := range p.Secrets {
-		fields = append(fields, Field{"secret:" + s.ID, hash(s.Version)})
+		f := Field{"secret:" + s.ID, s.Version}
+		fields, shown = append(fields, f), append(shown, f)
 	}
-	p.Identity = fields
-	if base == "" {
-		p.BuildID = ""
-		return
+	p.Identity, p.BuildID = shown, ""
+	if base != "" {
+		p.BuildID = digestOf(fields)
 	}
-	p.BuildID = digestOf(fields)
 }
+
+// shownDigest is how much of a secret argument's hash people see: enough to tell
+// that it changed, too little to guess a value by.
+const shownDigest = len("sha256:") + 4
 
 func digestOf(fields []Field) string {
 	h := sha256.New()

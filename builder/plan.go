@@ -58,6 +58,8 @@ type Secret struct {
 	Value string
 	// Version enters the identity in place of the value.
 	Version string
+	// Public values hold no credentials and may be shown, in logs for example.
+	Public bool
 }
 
 // Executor names the build tool.

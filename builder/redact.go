@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/base64"
+	"encoding/json"
 	"io"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // mask stands where a secret stood.
@@ -18,62 +20,148 @@ const mask = "***"
 // words of innocent text.
 const minSecret = 4
 
-// userInfo finds credentials in URLs.
-var userInfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)([^/\s@"'<>]+)@`)
+// openUserInfo finds a URL's authority that the end of the text cuts off.
+var openUserInfo = regexp.MustCompile(`(://)[^/?#\s"'<>]+$`)
 
 // Redactor replaces secrets in text. Safe for concurrent use.
 type Redactor struct {
-	replacer *strings.Replacer
+	// forms are how secrets may appear.
+	forms []string
 }
 
-// NewRedactor returns a Redactor for the values, each as it is, URL-escaped and in
-// base64, line by line; values of fewer than 4 bytes are ignored. Credentials in
-// URLs are redacted always.
+// NewRedactor returns a Redactor for the values, each as it is, escaped as in URLs
+// and in JSON, and in base64. A value of several lines is redacted line by line.
+// Values and lines of fewer than 4 bytes, without surrounding white space, are
+// ignored. User info in URLs is redacted always.
 func NewRedactor(values ...string) *Redactor {
 	var forms []string
-	for _, value := range values {
-		for line := range strings.SplitSeq(value, "\n") {
-			line = strings.TrimSpace(line)
-			if len(line) < minSecret {
-				continue
-			}
-			forms = append(forms, line, url.QueryEscape(line), url.PathEscape(line),
-				base64.StdEncoding.EncodeToString([]byte(line)), strings.TrimRight(base64.URLEncoding.EncodeToString([]byte(line)), "="))
+	add := func(value string) {
+		if value = strings.TrimSpace(value); len(value) >= minSecret {
+			forms = append(forms, formsOf(value)...)
 		}
 	}
-	// The longest first: a secret may contain another.
-	slices.SortFunc(forms, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
-	pairs := make([]string, 0, 2*len(forms))
-	for _, form := range slices.Compact(forms) {
-		pairs = append(pairs, form, mask)
+	for _, value := range values {
+		add(value)
+		for line := range strings.Lines(value) {
+			add(line)
+		}
 	}
-	return &Redactor{replacer: strings.NewReplacer(pairs...)}
+	// The longest first, so that a secret that contains another is one mask.
+	slices.SortFunc(forms, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
+	return &Redactor{forms: slices.Compact(forms)}
+}
+
+func formsOf(value string) []string {
+	raw := []byte(value)
+	forms := []string{value, base64.StdEncoding.EncodeToString(raw), base64.URLEncoding.EncodeToString(raw)}
+	forms = append(forms, strings.TrimRight(forms[1], "="), strings.TrimRight(forms[2], "="))
+	for _, escaped := range []string{url.QueryEscape(value), url.PathEscape(value), url.UserPassword("", value).String()[1:]} {
+		forms = append(forms, escaped, lowerEscapes(escaped))
+	}
+	if quoted, err := json.Marshal(value); err == nil {
+		forms = append(forms, string(quoted[1:len(quoted)-1]))
+	}
+	return forms
+}
+
+// lowerEscapes turns %2F into %2f.
+func lowerEscapes(s string) string {
+	b := []byte(s)
+	for i := 0; i+2 < len(b); i++ {
+		if b[i] == '%' {
+			copy(b[i+1:i+3], bytes.ToLower(b[i+1:i+3]))
+		}
+	}
+	return string(b)
 }
 
 // Text returns s without secrets.
 func (r *Redactor) Text(s string) string {
-	return userInfo.ReplaceAllString(r.replacer.Replace(s), "${1}"+mask+"@")
+	for {
+		// A mask beside other text can look like a secret with stars in it. Every round
+		// makes the text shorter.
+		next, found := r.once(s)
+		if !found {
+			break
+		}
+		s = next
+	}
+	if strings.Contains(s, "://") {
+		s = userInfo.ReplaceAllString(s, "${1}"+mask+"@")
+	}
+	return s
+}
+
+// once replaces every byte that is part of any form, also where forms overlap.
+func (r *Redactor) once(s string) (string, bool) {
+	var hits [][2]int
+	for _, form := range r.forms {
+		for from := 0; ; {
+			i := strings.Index(s[from:], form)
+			if i < 0 {
+				break
+			}
+			hits = append(hits, [2]int{from + i, from + i + len(form)})
+			from += i + 1
+		}
+	}
+	if len(hits) == 0 {
+		return s, false
+	}
+	slices.SortFunc(hits, func(a, b [2]int) int { return a[0] - b[0] })
+	var out strings.Builder
+	done := 0
+	for i := 0; i < len(hits); {
+		start, end := hits[i][0], hits[i][1]
+		for i++; i < len(hits) && hits[i][0] < end; i++ {
+			end = max(end, hits[i][1])
+		}
+		out.WriteString(s[done:start] + mask)
+		done = end
+	}
+	return out.String() + s[done:], true
+}
+
+// cutOff removes from the end of a text that was cut there what may be the
+// beginning of a secret.
+func (r *Redactor) cutOff(s string) string {
+	keep := len(s)
+	for _, form := range r.forms {
+		for i := max(0, len(s)-len(form)+1); i < keep; i++ {
+			if strings.HasPrefix(form, s[i:]) {
+				keep = i
+			}
+		}
+	}
+	return openUserInfo.ReplaceAllString(s[:keep], "$1")
 }
 
 // maxLine is the longest line that is passed on; the rest of it is dropped.
 const maxLine = 64 << 10
 
-// Writer returns a writer that passes whole lines on to w without secrets. A line
-// longer than 64 KiB is cut. Close passes on an unfinished last line; it does not
-// close w. Not safe for concurrent use.
+// Writer returns a writer that passes whole lines on to w without secrets. Of a line
+// longer than 64 KiB the beginning is passed on with a note. Close passes on an
+// unfinished last line; what is written afterwards is dropped. It does not close w.
+// Write never fails, whatever w does: a log that cannot be written must not fail a
+// build. Safe for concurrent use.
 func (r *Redactor) Writer(w io.Writer) io.WriteCloser { return &redactingWriter{r: r, w: w} }
 
 type redactingWriter struct {
-	r    *Redactor
-	w    io.Writer
-	line []byte
-	cut  bool
+	r *Redactor
+
+	mu     sync.Mutex
+	w      io.Writer
+	line   []byte
+	cut    bool
+	closed bool
 }
 
-// Write never fails: a log that cannot be written must not fail a build.
+// Write implements io.Writer.
 func (w *redactingWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	n := len(p)
-	for len(p) > 0 {
+	for len(p) > 0 && !w.closed {
 		part, rest, ended := bytes.Cut(p, []byte{'\n'})
 		room := maxLine - len(w.line)
 		w.cut = w.cut || len(part) > room
@@ -87,36 +175,23 @@ func (w *redactingWriter) Write(p []byte) (int, error) {
 }
 
 func (w *redactingWriter) flush() {
-	text := w.r.Text(string(w.line))
+	text := string(w.line)
 	if w.cut {
-		// Half a secret may stand at the cut.
-		text = text[:len(text)*15/16] + " … (line cut)"
+		text = w.r.Text(w.r.cutOff(text)) + " … (line cut)"
+	} else {
+		text = w.r.Text(text)
 	}
 	_, _ = io.WriteString(w.w, text+"\n")
 	w.line, w.cut = w.line[:0], false
 }
 
+// Close implements io.Closer.
 func (w *redactingWriter) Close() error {
-	if len(w.line) > 0 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.line) > 0 && !w.closed {
 		w.flush()
 	}
+	w.closed = true
 	return nil
-}
-
-// withoutUserInfo cuts credentials out of URLs.
-func withoutUserInfo(text string) string { return userInfo.ReplaceAllString(text, "$1") }
-
-// userInfos returns the credentials of URLs in text: whole, and the password.
-func userInfos(text string) []string {
-	var all []string
-	for _, m := range userInfo.FindAllStringSubmatch(text, -1) {
-		all = append(all, m[2])
-		if _, password, ok := strings.Cut(m[2], ":"); ok {
-			all = append(all, password)
-			if plain, err := url.QueryUnescape(password); err == nil {
-				all = append(all, plain)
-			}
-		}
-	}
-	return all
 }
