@@ -212,8 +212,8 @@ func (k *kiln) js(t testing.TB) jetstream.JetStream {
 	return js
 }
 
-// wire is an event as somebody without Kiln's code sees it.
-type wire struct {
+// cloudEvent is an event as somebody without Kiln's code sees it.
+type cloudEvent struct {
 	SpecVersion string          `json:"specversion"`
 	ID          string          `json:"id"`
 	Type        string          `json:"type"`
@@ -221,7 +221,7 @@ type wire struct {
 	subject     string
 }
 
-func (w wire) field(t testing.TB, path ...string) any {
+func (w cloudEvent) field(t testing.TB, path ...string) any {
 	t.Helper()
 	var v any
 	if err := json.Unmarshal(w.Data, &v); err != nil {
@@ -235,7 +235,7 @@ func (w wire) field(t testing.TB, path ...string) any {
 }
 
 // history reads every emitted event of the stream, each checked against its schema.
-func history(t testing.TB, js jetstream.JetStream) []wire {
+func history(t testing.TB, js jetstream.JetStream) []cloudEvent {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -247,7 +247,7 @@ func history(t testing.TB, js jetstream.JetStream) []wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []wire
+	var all []cloudEvent
 	for seq := info.State.FirstSeq; seq <= info.State.LastSeq && info.State.Msgs > 0; seq++ {
 		msg, err := stream.GetMsg(ctx, seq)
 		if err != nil {
@@ -256,7 +256,7 @@ func history(t testing.TB, js jetstream.JetStream) []wire {
 		if msg.Subject == "build.requested" {
 			continue
 		}
-		w := wire{subject: msg.Subject}
+		w := cloudEvent{subject: msg.Subject}
 		if err := json.Unmarshal(msg.Data, &w); err != nil {
 			t.Fatalf("%s is not JSON: %v", msg.Subject, err)
 		}
@@ -269,9 +269,9 @@ func history(t testing.TB, js jetstream.JetStream) []wire {
 }
 
 // terminals waits for the request's terminal event and returns all there are.
-func terminals(t testing.TB, js jetstream.JetStream, id string, limit time.Duration) []wire {
+func terminals(t testing.TB, js jetstream.JetStream, id string, limit time.Duration) []cloudEvent {
 	t.Helper()
-	var found []wire
+	var found []cloudEvent
 	await(t, limit, "the terminal event of "+id, func() bool {
 		found = nil
 		for _, w := range history(t, js) {

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"kiln/events"
+	"kiln/events/client"
+)
+
+type buildCmd struct {
+	NATS natsFlags `embed:"" prefix:"nats-"`
+	requestFlags
+	ID     string        `env:"-" placeholder:"TEXT" help:"Request id; the same request under the same id again does nothing. Defaults to a random one."`
+	Follow bool          `env:"-" default:"true" xor:"follow" negatable:"" help:"Print the log and wait for the image (the default)."`
+	Detach bool          `env:"-" short:"d" xor:"follow" help:"Print the request id and return at once."`
+	Wait   time.Duration `env:"-" placeholder:"DURATION" help:"Give up waiting after this time; the request stays. Defaults to no limit."`
+	Output string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text, or json: the terminal event's data on standard output and nothing else there."`
+}
+
+// Help is shown below the flags.
+func (buildCmd) Help() string {
+	return `Publishes build.requested and follows the build. The exit code is 0 when the image is
+there (built, reused or not needed), 1 when the build failed, 2 for a bad file or
+flag, 3 when no NATS server answers.
+
+Examples:
+  kiln build -f function.yaml
+  kiln build -f function.json --no-cache -o json
+  kiln build -f function.yaml --detach
+  cat function.yaml | kiln build -f - --env GIT_TOKEN=$GIT_TOKEN`
+}
+
+// Run publishes the request and follows it.
+func (b *buildCmd) Run(ctx context.Context, s streams, c *cli) error {
+	request, err := b.request(s)
+	if err != nil {
+		return err
+	}
+	kiln, closeClient, err := b.NATS.client(s, c)
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	var opts []client.RequestOption
+	if b.ID != "" {
+		opts = append(opts, client.WithID(b.ID))
+	}
+	ticket, err := kiln.RequestBuild(ctx, request, opts...)
+	if _, invalid := errors.AsType[*events.DecodeError](err); invalid {
+		return usage(describe(err))
+	}
+	if err != nil {
+		return err
+	}
+	if b.Detach {
+		return b.detached(s, ticket)
+	}
+	if b.Wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, b.Wait, fmt.Errorf("the build was not finished after %s; it goes on: kiln status %s", b.Wait, ticket.ID))
+		defer cancel()
+	}
+	result, err := b.follow(ctx, s, kiln, ticket)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	return b.finish(s, result)
+}
+
+func (b *buildCmd) detached(s streams, t client.Ticket) error {
+	if b.Output == "json" {
+		return writeJSON(s.out, map[string]any{"request_id": t.ID, "sequence": t.Sequence})
+	}
+	_, err := fmt.Fprintln(s.out, t.ID)
+	return err
+}
+
+// follow prints the log while it waits for the terminal event.
+func (b *buildCmd) follow(ctx context.Context, s streams, kiln *client.Client, ticket client.Ticket) (client.Result, error) {
+	out := s.out
+	if b.Output == "json" {
+		out = s.err
+	}
+	p := newProgress(s.err, out, b.Output == "json")
+	defer p.stop()
+	p.note("request " + ticket.ID + " is queued")
+
+	var result client.Result
+	var logs sync.WaitGroup
+	logCtx, stopLogs := context.WithCancel(ctx)
+	defer stopLogs()
+	err := kiln.Watch(ctx, ticket, func(e events.Event) bool {
+		switch data := e.Data.(type) {
+		case *events.BuildStarted:
+			p.building(data)
+			logs.Go(func() { _ = kiln.Logs(logCtx, data.BuildID, data.Attempt, true, p) })
+		case *events.BuildCompleted:
+			result.Completed = data
+		case *events.BuildFailed:
+			result.Failed = data
+		}
+		return true
+	})
+	// The end of the log may come a moment after the event.
+	grace := time.AfterFunc(3*time.Second, stopLogs)
+	defer grace.Stop()
+	logs.Wait()
+	return result, err
+}
+
+// finish prints the result and turns it into the exit code.
+func (b *buildCmd) finish(s streams, r client.Result) error {
+	switch {
+	case b.Output == "json" && r.Completed != nil:
+		return writeJSON(s.out, r.Completed)
+	case b.Output == "json":
+		if err := writeJSON(s.out, r.Failed); err != nil {
+			return err
+		}
+		return &exitError{code: exitFailed}
+	case r.Completed != nil:
+		printCompleted(s.out, r.Completed)
+		return nil
+	default:
+		printFailed(s.out, r.Failed, false)
+		return &exitError{code: exitFailed}
+	}
+}
+
+func printCompleted(w io.Writer, c *events.BuildCompleted) {
+	fmt.Fprintf(w, "%s  %s\n", c.Outcome, c.Image)
+	if c.Digest != "" {
+		fmt.Fprintf(w, "  digest  %s\n  ref     %s\n  base    %s@%s\n", c.Digest, c.ImageRef, c.Base.Ref, c.Base.Digest)
+	}
+	fmt.Fprintf(w, "  why     %s\n  time    queued %s, built in %s, %s in all\n", c.Reason,
+		milliseconds(c.Timings.QueueMS), milliseconds(c.Timings.BuildMS), c.Timings.Finished.Sub(c.Timings.Requested).Round(time.Millisecond))
+}
+
+func printFailed(w io.Writer, f *events.BuildFailed, tail bool) {
+	fmt.Fprintf(w, "failed  %s: %s\n", f.Error.Code, f.Error.Message)
+	for _, v := range f.Error.Violations {
+		fmt.Fprintf(w, "  at      %s: %s\n", v.Path, v.Message)
+	}
+	fmt.Fprintf(w, "  hint    %s\n", f.Error.Hint)
+	if !tail || len(f.LogTail) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "  log")
+	for _, line := range f.LogTail {
+		fmt.Fprintln(w, "    "+line)
+	}
+}
+
+func milliseconds(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"sigs.k8s.io/yaml"
+
+	"kiln/events"
+)
+
+// requestFlags make a build request of a function file.
+type requestFlags struct {
+	File         string            `env:"-" short:"f" required:"" placeholder:"FILE" help:"Function as YAML or JSON, as MLRun exports it; - is standard input."`
+	WithMLRun    *bool             `env:"-" name:"with-mlrun" negatable:"" help:"Put mlrun into the image, or do not. Defaults to what the function and its base image say."`
+	Force        bool              `env:"-" help:"Build even when nothing seems to be needed."`
+	SkipDeployed bool              `env:"-" help:"Build nothing when the function has an image."`
+	NoCache      bool              `env:"-" help:"Build again even when an identical build is finished."`
+	MLRunVersion string            `env:"-" name:"mlrun-version" placeholder:"TEXT" help:"Requirement for mlrun, for example mlrun==1.7.0."`
+	Env          map[string]string `env:"-" placeholder:"NAME=VALUE" help:"Build arguments (builder_env); values of names such as TOKEN or PASSWORD are kept out of logs."`
+	BuildTimeout string            `env:"-" placeholder:"DURATION" help:"Time limit of the build, for example 1h."`
+	BuildOn      string            `env:"-" name:"platform" placeholder:"OS/ARCH" help:"Platform of the image."`
+}
+
+// request reads the file and puts the flags on top of what it says.
+func (r requestFlags) request(s streams) (events.BuildRequest, error) {
+	raw, err := readInput(r.File, s.in)
+	if err != nil {
+		return events.BuildRequest{}, usage(err)
+	}
+	request, err := parseFunction(raw)
+	if err != nil {
+		return events.BuildRequest{}, usage(fmt.Errorf("%s: %w", r.File, err))
+	}
+	if r.WithMLRun != nil {
+		request.WithMLRun = new(events.Flag(*r.WithMLRun))
+	}
+	request.ForceBuild = request.ForceBuild || r.Force
+	request.SkipDeployed = request.SkipDeployed || r.SkipDeployed
+	request.Options.NoCache = request.Options.NoCache || r.NoCache
+	if r.MLRunVersion != "" {
+		request.MLRunVersionSpecifier = r.MLRunVersion
+	}
+	if r.BuildTimeout != "" {
+		request.Options.Timeout = r.BuildTimeout
+	}
+	if r.BuildOn != "" {
+		request.Options.Platform = r.BuildOn
+	}
+	for name, value := range r.Env {
+		if request.BuilderEnv == nil {
+			request.BuilderEnv = map[string]string{}
+		}
+		request.BuilderEnv[name] = value
+	}
+	return request, nil
+}
+
+func readInput(name string, stdin io.Reader) ([]byte, error) {
+	var raw []byte
+	var err error
+	if name == "-" {
+		raw, err = io.ReadAll(io.LimitReader(stdin, events.MaxData+1))
+	} else {
+		raw, err = os.ReadFile(name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read function file: %w", err)
+	}
+	if len(raw) > events.MaxData {
+		return nil, fmt.Errorf("%s is larger than 1 MiB", name)
+	}
+	return raw, nil
+}
+
+// parseFunction reads YAML or JSON: a function object or a whole request. It is
+// checked as the worker will check it.
+func parseFunction(raw []byte) (events.BuildRequest, error) {
+	if severalDocuments(raw) {
+		return events.BuildRequest{}, errors.New("the file holds several YAML documents; give one function")
+	}
+	doc, err := yaml.YAMLToJSONStrict(raw)
+	if err != nil {
+		return events.BuildRequest{}, fmt.Errorf("parse YAML: %w", err)
+	}
+	// The codec takes a bare message just like this.
+	e, err := events.Decode(events.Message{Subject: string(events.TypeBuildRequested), Data: doc, FallbackID: "file"})
+	if err != nil {
+		return events.BuildRequest{}, describe(err)
+	}
+	request, ok := e.Data.(*events.BuildRequest)
+	if !ok {
+		return events.BuildRequest{}, errors.New("the file is not a function")
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, request.Function); err == nil {
+		request.Function = compact.Bytes()
+	}
+	return *request, nil
+}
+
+// severalDocuments reports whether a document separator follows some content.
+func severalDocuments(raw []byte) bool {
+	content := false
+	for line := range bytes.Lines(raw) {
+		switch {
+		case bytes.HasPrefix(line, []byte("---")) && content:
+			return true
+		case bytes.HasPrefix(line, []byte("---")), bytes.HasPrefix(line, []byte("#")), len(bytes.TrimSpace(line)) == 0:
+		default:
+			content = true
+		}
+	}
+	return false
+}
+
+// describe lists every violation on a line of its own.
+func describe(err error) error {
+	broken, ok := errors.AsType[*events.DecodeError](err)
+	if !ok || len(broken.Violations) == 0 {
+		return err
+	}
+	text := "the function is not valid:"
+	for _, v := range broken.Violations {
+		path := v.Path
+		if path == "" {
+			path = "/"
+		}
+		text += "\n  " + path + ": " + v.Message
+	}
+	return errors.New(text)
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"kiln/events"
+)
+
+// progress prints log lines, and on a terminal a status line below them. Safe for
+// concurrent use.
+type progress struct {
+	mu      sync.Mutex
+	status  io.Writer // where the status line goes, nil without a terminal
+	out     io.Writer
+	notes   io.Writer
+	state   string
+	since   time.Time
+	done    chan struct{}
+	stopped sync.WaitGroup
+	once    sync.Once
+}
+
+// patience is how long a request may wait before the user is told why.
+const patience = 5 * time.Second
+
+// newProgress prints log lines to out and notes to errs; quiet drops log lines.
+func newProgress(errs, out io.Writer, quiet bool) *progress {
+	p := &progress{out: out, notes: errs, since: time.Now(), done: make(chan struct{})}
+	if quiet {
+		p.out = io.Discard
+	}
+	if isTerminal(errs) {
+		p.status = errs
+	}
+	p.stopped.Go(p.tick)
+	return p
+}
+
+func (p *progress) tick() {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	warned := false
+	for {
+		select {
+		case <-p.done:
+			return
+		case <-ticker.C:
+		}
+		p.mu.Lock()
+		if p.state == "" && !warned && time.Since(p.since) > patience {
+			warned = true
+			p.clear()
+			fmt.Fprintln(p.notes, "still queued: is a worker running, and is it free?")
+		}
+		p.draw()
+		p.mu.Unlock()
+	}
+}
+
+// Write prints log text. It never fails: the log is not the result.
+func (p *progress) Write(text []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	_, _ = p.out.Write(text)
+	p.draw()
+	return len(text), nil
+}
+
+// note prints a line about the request itself.
+func (p *progress) note(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	fmt.Fprintln(p.notes, text)
+	p.draw()
+}
+
+// building notes that an attempt began.
+func (p *progress) building(e *events.BuildStarted) {
+	p.note(fmt.Sprintf("attempt %d by %s on %s, from %s", e.Attempt, e.Engine, e.Worker, e.Base.Ref))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state, p.since = "building", time.Now()
+}
+
+func (p *progress) stop() {
+	p.once.Do(func() { close(p.done) })
+	p.stopped.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	p.status = nil
+}
+
+func (p *progress) clear() {
+	if p.status != nil {
+		_, _ = io.WriteString(p.status, "\r\033[K")
+	}
+}
+
+func (p *progress) draw() {
+	if p.status == nil {
+		return
+	}
+	state := p.state
+	if state == "" {
+		state = "queued"
+	}
+	fmt.Fprintf(p.status, "\r\033[K%s %s", state, time.Since(p.since).Round(time.Second))
+}

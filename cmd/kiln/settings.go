@@ -1,0 +1,228 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"sigs.k8s.io/yaml"
+
+	"kiln/builder"
+)
+
+// natsFlags say how to reach NATS.
+type natsFlags struct {
+	URL         string `help:"Server, or several separated by commas. Defaults to a running 'kiln up', else nats://127.0.0.1:4222." placeholder:"URL"`
+	Prefix      string `help:"Prefix of every subject and stream, to share a server."`
+	Credentials string `type:"existingfile" help:"Credentials file (JWT and seed)." placeholder:"FILE"`
+	Nkey        string `type:"existingfile" help:"File with an nkey seed." placeholder:"FILE"`
+	User        string `help:"User name."`
+	Password    string `help:"Password. Visible to other users of the machine when given as a flag: prefer the environment."`
+	CA          string `type:"existingfile" help:"CA certificates that the server's is checked with." placeholder:"FILE"`
+	Cert        string `type:"existingfile" help:"Client certificate." placeholder:"FILE"`
+	Key         string `type:"existingfile" help:"Key of the client certificate." placeholder:"FILE"`
+}
+
+// topologyFlags say what is provisioned.
+type topologyFlags struct {
+	Replicas        int           `default:"1" help:"Replicas of streams and ledger: 1, 3 or 5."`
+	MaxAge          time.Duration `default:"720h" help:"How long events and ledger records are kept."`
+	LogMaxAge       time.Duration `default:"168h" help:"How long build logs are kept."`
+	AckWait         time.Duration `default:"30s" help:"Silence after which a worker's request goes to another worker."`
+	MaxAckPending   int           `default:"256" help:"Requests that all workers together handle at a time."`
+	DuplicateWindow time.Duration `default:"5m" help:"How long a repeated Nats-Msg-Id is dropped."`
+}
+
+// registryFlags say where images go and how registries are reached.
+type registryFlags struct {
+	URL          string   `help:"Registry, with an optional repository path, of images that name none: registry.example.com/team." placeholder:"HOST[/PATH]"`
+	Insecure     []string `help:"Hosts that are spoken to by plain HTTP; loopback always is." placeholder:"HOST"`
+	DockerConfig string   `type:"existingfile" help:"Docker config.json with credentials. Defaults to Docker's own for Kiln, and to none for builds." placeholder:"FILE"`
+}
+
+// pipFlags say where Python packages come from.
+type pipFlags struct {
+	IndexURL       string   `help:"Package index in place of PyPI; may hold credentials." placeholder:"URL"`
+	ExtraIndexURLs []string `name:"extra-index-urls" help:"Further package indexes." placeholder:"URL"`
+	TrustedHosts   []string `help:"Index hosts that are used without valid HTTPS." placeholder:"HOST"`
+}
+
+// mlrunFlags are the rules for function objects.
+type mlrunFlags struct {
+	VersionSpecifier   string            `help:"Requirement for mlrun when a request has none." placeholder:"TEXT"`
+	DefaultBaseImage   string            `default:"mlrun/mlrun" help:"Base of functions that have none."`
+	TargetNameTemplate string            `default:"func-{project}-{name}" help:"Image name of functions that name none."`
+	PipVersion         string            `default:"~=23.0" help:"Version of pip in images that get mlrun."`
+	ImageByKind        map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
+	MaxTimeout         time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
+}
+
+// sandboxFlags say how builds run on this machine.
+type sandboxFlags struct {
+	Executor    string  `help:"The Kaniko executor. Defaults to kaniko-executor beside kiln, on PATH or in ./bin." placeholder:"FILE"`
+	Runtime     string  `help:"OCI runtime. Defaults to the first of runc and crun on PATH." placeholder:"NAME"`
+	StateDir    string  `help:"Where build roots live. Defaults to a folder of the data directory." placeholder:"DIR"`
+	Root        string  `default:"auto" enum:"auto,tmpfs,disk" help:"Where the build root is: auto takes tmpfs when the unpacked base fits the budget."`
+	TmpfsBudget size    `default:"4GiB" help:"Memory for build roots of all builds together."`
+	Memory      size    `default:"4GiB" help:"Memory limit of one build."`
+	CPUs        float64 `name:"cpus" default:"0" help:"CPU limit of one build in cores; 0 is none."`
+	PIDs        int64   `name:"pids" default:"4096" help:"Process limit of one build."`
+	Disk        size    `default:"20GiB" help:"Limit of one build root."`
+}
+
+// workerFlags say how a worker works.
+type workerFlags struct {
+	Name        string        `help:"Name in events and leases. Defaults to host name and process id."`
+	Slots       int           `default:"2" help:"Builds at the same time."`
+	Lease       time.Duration `default:"30s" help:"How long a build stays claimed without a sign of life; at most the consumer's ack wait."`
+	SoftStop    time.Duration `default:"30s" help:"How long running builds may go on after a stop signal."`
+	MaxAttempts int           `default:"10" help:"Tries when the fault is not the request's."`
+	Timeout     time.Duration `default:"30m" help:"Time limit of a build that names none."`
+	Platform    string        `help:"Platform of images. Defaults to linux and this machine's architecture." placeholder:"OS/ARCH"`
+}
+
+// size is a number of bytes, written as 512MiB, 4GiB or plain bytes.
+type size int64
+
+var sizeType = reflect.TypeFor[size]()
+
+// units from the longest suffix to the shortest.
+func units() []struct {
+	suffix string
+	factor float64
+} {
+	return []struct {
+		suffix string
+		factor float64
+	}{
+		{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+		{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1},
+	}
+}
+
+func parseSize(text string) (size, error) {
+	for _, u := range units() {
+		number, ok := strings.CutSuffix(text, u.suffix)
+		if !ok {
+			continue
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+		if err != nil || v < 0 || v*u.factor > 1<<60 {
+			break
+		}
+		return size(v * u.factor), nil
+	}
+	return 0, fmt.Errorf("%q is not a size such as 512MiB or 4GiB", text)
+}
+
+func sizeMapper() kong.MapperFunc {
+	return func(ctx *kong.DecodeContext, target reflect.Value) error {
+		var text string
+		if err := ctx.Scan.PopValueInto("size", &text); err != nil {
+			return err
+		}
+		v, err := parseSize(text)
+		if err != nil {
+			return err
+		}
+		target.SetInt(int64(v))
+		return nil
+	}
+}
+
+// yamlSettings reads the configuration file. Its keys are the flags' names, nested at
+// the first dash: "nats: {url: …}" is --nats-url. The environment and flags win.
+func yamlSettings(r io.Reader) (kong.Resolver, error) {
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration file: %w", err)
+	}
+	var tree map[string]any
+	if err := yaml.UnmarshalStrict(raw, &tree); err != nil {
+		return nil, fmt.Errorf("configuration file: %w", err)
+	}
+	return &fileSettings{values: flatten("", tree, map[string]any{})}, nil
+}
+
+type fileSettings struct{ values map[string]any }
+
+func flatten(prefix string, tree, into map[string]any) map[string]any {
+	for key, value := range tree {
+		name := prefix + strings.ReplaceAll(key, "_", "-")
+		if branch, ok := value.(map[string]any); ok && prefix == "" {
+			flatten(name+"-", branch, into)
+			continue
+		}
+		into[name] = value
+	}
+	return into
+}
+
+// Validate refuses keys that no flag has.
+func (f *fileSettings) Validate(app *kong.Application) error {
+	known := map[string]bool{}
+	_ = kong.Visit(app, func(node kong.Visitable, next kong.Next) error {
+		if flag, ok := node.(*kong.Flag); ok {
+			known[flag.Name] = true
+		}
+		return next(nil)
+	})
+	var faults []error
+	for key := range f.values {
+		if !known[key] {
+			faults = append(faults, fmt.Errorf("configuration file: there is no setting %q", strings.Replace(key, "-", ".", 1)))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Resolve returns the file's value of a flag that the environment does not set.
+func (f *fileSettings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	if slices.ContainsFunc(flag.Envs, func(env string) bool { _, set := os.LookupEnv(env); return set }) {
+		return nil, nil
+	}
+	value, ok := f.values[flag.Name]
+	if !ok {
+		return nil, nil
+	}
+	switch v := value.(type) {
+	case []any:
+		parts := make([]string, len(v))
+		for i, part := range v {
+			parts[i] = fmt.Sprint(part)
+		}
+		return strings.Join(parts, ","), nil
+	case map[string]any:
+		var parts []string
+		for key, part := range v {
+			parts = append(parts, key+"="+fmt.Sprint(part))
+		}
+		slices.Sort(parts)
+		return strings.Join(parts, ";"), nil
+	default:
+		return fmt.Sprint(v), nil
+	}
+}
+
+// versions is what --version prints.
+func versions() string {
+	version := "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		version = info.Main.Version
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				version += " " + s.Value
+			}
+		}
+	}
+	executor := builder.DefaultExecutor()
+	return fmt.Sprintf("kiln %s, executor %s %s", version, executor.Name, executor.Version)
+}

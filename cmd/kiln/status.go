@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"kiln/events"
+	"kiln/events/client"
+)
+
+type statusCmd struct {
+	NATS   natsFlags `embed:"" prefix:"nats-"`
+	ID     string    `arg:"" help:"Request id or build id."`
+	Output string    `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
+
+// Help is shown below the flags.
+func (statusCmd) Help() string {
+	return `Shows what the events so far tell of a request, or of the newest request of a build.
+
+Examples:
+  kiln status 3Q4M2Z7K5X
+  kiln status 3Q4M2Z7K5X -o json`
+}
+
+// Run prints the status.
+func (c *statusCmd) Run(ctx context.Context, s streams, top *cli) error {
+	kiln, closeClient, err := c.NATS.client(s, top)
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	status, err := lookUp(ctx, kiln, c.ID)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return writeJSON(s.out, status)
+	}
+	printStatus(s.out, status)
+	return nil
+}
+
+func lookUp(ctx context.Context, kiln *client.Client, id string) (client.Status, error) {
+	status, err := kiln.Status(ctx, id)
+	if errors.Is(err, client.ErrUnknown) {
+		return status, fmt.Errorf("there is no request or build %q (any more); `kiln ls` lists what there is", id)
+	}
+	return status, err
+}
+
+func printStatus(w io.Writer, s client.Status) {
+	fmt.Fprintf(w, "request  %s\nfunction %s/%s:%s\nstate    %s since %s\n", s.RequestID,
+		s.Function.Project, s.Function.Name, s.Function.Tag, s.State, s.Updated.Local().Format(time.DateTime))
+	if s.BuildID != "" {
+		fmt.Fprintf(w, "build    %s attempt %d\n", s.BuildID, s.Attempt)
+	}
+	switch {
+	case s.Completed != nil:
+		printCompleted(w, s.Completed)
+	case s.Failed != nil:
+		printFailed(w, s.Failed, true)
+	}
+}
+
+type logsCmd struct {
+	NATS    natsFlags `embed:"" prefix:"nats-"`
+	ID      string    `arg:"" help:"Request id or build id."`
+	Follow  bool      `env:"-" short:"f" help:"Go on until the build ends."`
+	Attempt int       `env:"-" help:"Print one attempt. Defaults to all."`
+}
+
+// Help is shown below the flags.
+func (logsCmd) Help() string {
+	return `Prints the log of a build: while it runs, after it ended, and for requests that
+reused it. --follow waits for a build that has not started yet.
+
+Examples:
+  kiln logs 3Q4M2Z7K5X
+  kiln logs -f 3Q4M2Z7K5X`
+}
+
+// Run prints the log.
+func (c *logsCmd) Run(ctx context.Context, s streams, top *cli) error {
+	kiln, closeClient, err := c.NATS.client(s, top)
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	status, err := lookUp(ctx, kiln, c.ID)
+	if err != nil {
+		return err
+	}
+	if status.BuildID == "" && c.Follow && status.State == client.StateQueued {
+		if status, err = awaitBuild(ctx, kiln, status); err != nil {
+			return err
+		}
+	}
+	if status.BuildID == "" {
+		return fmt.Errorf("request %s has no build (state %s), so it has no log", status.RequestID, status.State)
+	}
+	follow := c.Follow && status.State == client.StateBuilding
+	attempt := c.Attempt
+	if follow && attempt == 0 {
+		attempt = status.Attempt
+	}
+	return kiln.Logs(ctx, status.BuildID, attempt, follow, s.out)
+}
+
+type lsCmd struct {
+	NATS    natsFlags     `embed:"" prefix:"nats-"`
+	Since   time.Duration `env:"-" default:"24h" help:"How far to look back."`
+	Project string        `env:"-" short:"p" help:"List one project."`
+	Limit   int           `env:"-" short:"n" default:"50" help:"List the newest ones; 0 is all."`
+	Output  string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
+}
+
+// Help is shown below the flags.
+func (lsCmd) Help() string {
+	return `Lists requests, the newest last.
+
+Examples:
+  kiln ls
+  kiln ls --since 1h --project demo -o json`
+}
+
+// Run prints the list.
+func (c *lsCmd) Run(ctx context.Context, s streams, top *cli) error {
+	kiln, closeClient, err := c.NATS.client(s, top)
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	all, err := kiln.List(ctx, client.Query{Since: time.Now().Add(-c.Since), Project: c.Project, Limit: c.Limit})
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		if all == nil {
+			all = []client.Status{}
+		}
+		return writeJSON(s.out, all)
+	}
+	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "REQUEST\tFUNCTION\tSTATE\tRESULT\tREQUESTED\tIMAGE")
+	for _, r := range all {
+		fmt.Fprintf(table, "%s\t%s/%s:%s\t%s\t%s\t%s\t%s\n", r.RequestID, r.Function.Project, r.Function.Name, r.Function.Tag,
+			r.State, resultOf(r), r.Requested.Local().Format(time.DateTime), r.Image)
+	}
+	return table.Flush()
+}
+
+func resultOf(s client.Status) string {
+	switch {
+	case s.Completed != nil:
+		return string(s.Completed.Outcome)
+	case s.Failed != nil:
+		return s.Failed.Error.Code
+	default:
+		return "-"
+	}
+}
+
+// awaitBuild waits until the request has a build or is decided without one.
+func awaitBuild(ctx context.Context, kiln *client.Client, s client.Status) (client.Status, error) {
+	err := kiln.Watch(ctx, client.Ticket{ID: s.RequestID}, func(events.Event) bool { return false })
+	if err != nil {
+		return s, err
+	}
+	return lookUp(ctx, kiln, s.RequestID)
+}
