@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"sigs.k8s.io/yaml"
 )
 
@@ -267,5 +268,35 @@ func TestUsageNamesEveryCommand(t *testing.T) {
 		if !strings.Contains(err.Error(), "\n  "+name+" ") {
 			t.Errorf("usage does not name %s", name)
 		}
+	}
+}
+
+func TestDescribeRefusesAnotherOutcome(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	repository := strings.TrimPrefix(server.URL, "http://") + "/trainer"
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(make([]byte, 1024))), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pushed bytes.Buffer
+	if err := push(t.Context(), repository+":1", layer, &pushed); err != nil {
+		t.Fatal(err)
+	}
+	digest, _, _ := strings.Cut(pushed.String(), " ")
+	event := fmt.Sprintf(`{"outcome": "reused", "image": "trainer", "digest": %q, "image_ref": %q,
+		"timings": {"requested": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:00:00.017Z"}}`, digest, repository+"@"+digest)
+	var out bytes.Buffer
+	if err := describe(t.Context(), strings.NewReader(event), "reused", &out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{digest, "17 ms from the message to the answer", "1 layers"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("description lacks %q:\n%s", want, out.String())
+		}
+	}
+	if err := describe(t.Context(), strings.NewReader(event), "built", io.Discard); err == nil {
+		t.Error("a reused image passes for a built one")
 	}
 }

@@ -25,6 +25,7 @@ type command struct {
 
 func commands() map[string]command {
 	return map[string]command{
+		"describe":     {"OUTCOME <JSON   print a build.completed event, fail if the outcome is another", runDescribe},
 		"field":        {"KEY.KEY <JSON   print one field of a JSON document", runField},
 		"function":     {"-base REF -requirements A,B FILE   print the function with these replaced", runFunction},
 		"index":        {"[-addr HOST:PORT]   serve the demo's own packages, print the index URL", runIndex},
