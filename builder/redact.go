@@ -20,6 +20,9 @@ const mask = "***"
 // words of innocent text.
 const minSecret = 4
 
+// maxRounds bounds the work for one text.
+const maxRounds = 16
+
 // openUserInfo finds a URL's authority that the end of the text cuts off.
 var openUserInfo = regexp.MustCompile(`(://)[^/?#\s"'<>]+$`)
 
@@ -77,14 +80,13 @@ func lowerEscapes(s string) string {
 
 // Text returns s without secrets.
 func (r *Redactor) Text(s string) string {
-	for {
-		// A mask beside other text can look like a secret with stars in it. Every round
-		// makes the text shorter.
-		next, found := r.once(s)
-		if !found {
-			break
+	// A mask beside other text can look like a secret with stars in it, again and
+	// again in a text that is made for it: that one is masked as a whole.
+	for round, found := 0, true; found; round++ {
+		if round == maxRounds {
+			return mask
 		}
-		s = next
+		s, found = r.once(s)
 	}
 	if strings.Contains(s, "://") {
 		s = userInfo.ReplaceAllString(s, "${1}"+mask+"@")

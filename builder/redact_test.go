@@ -48,6 +48,8 @@ func TestRedactorMasksWholeAndOverlappingSecrets(t *testing.T) {
 		{[]string{"first line\nsecond line\n"}, "second line, first line", "***, ***"},
 		{[]string{"abcd\nefgh"}, "abcd\nefgh", "***"},
 		{[]string{"tokenX"}, "toktokenXenX", "tok***enX"},
+		{[]string{"a***b"}, "aaa***bbb", "***"},
+		{[]string{"a***b"}, strings.Repeat("a", 30_000) + "***" + strings.Repeat("b", 30_000), "***"},
 		{nil, "nothing to hide", "nothing to hide"},
 	} {
 		if got := builder.NewRedactor(tc.secrets...).Text(tc.text); got != tc.want {
