@@ -52,9 +52,17 @@ var layers = map[string]layer{
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config"},
 		never:   domain,
 	},
-	"kiln/builder/kaniko": {imports: []string{"kiln/builder"}, never: domain},
+	"kiln/builder/kaniko": {
+		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name"},
+		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
+	},
 	"kiln/builder/sandbox": {
-		imports: []string{"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"},
+		imports: []string{
+			"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys",
+			// Credentials of the registries that a build names.
+			"github.com/docker/cli/cli/config", "github.com/google/go-containerregistry/pkg/authn",
+			"github.com/google/go-containerregistry/pkg/name",
+		},
 		never:   append([]string{"kiln/builder/kube"}, domain...),
 	},
 	"kiln/builder/enginetest": {
