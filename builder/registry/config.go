@@ -4,35 +4,35 @@
 package registry
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/go-containerregistry/pkg/authn"
 )
 
 // Config of a Registry. The zero value is usable; every field says its default.
 type Config struct {
-	// DockerConfig is the path of a docker config.json with credentials. Defaults to
-	// Docker's own search ($DOCKER_CONFIG, ~/.docker).
+	// DockerConfig is the path of a docker config.json with credentials (auths,
+	// credHelpers, credsStore). Defaults to where Docker and Podman keep theirs.
 	DockerConfig string
-	// Insecure lists hosts (host or host:port) that are spoken to by plain HTTP.
-	// Loopback addresses always are.
+	// Insecure lists hosts, as they stand in references (host or host:port), that may
+	// be spoken to by plain HTTP. Loopback addresses always may.
 	Insecure []string
-	// Timeout bounds one operation. Defaults to 1 min.
+	// Timeout bounds one operation, its retries included. Defaults to 1 min.
 	Timeout time.Duration
+	// CopyTimeout bounds the copy of an image to another repository. Defaults to
+	// 30 min.
+	CopyTimeout time.Duration
 }
 
-// IsInsecure reports whether host (host or host:port) is spoken to by plain HTTP.
+// IsInsecure reports whether host (host or host:port) may be spoken to by plain
+// HTTP: it is listed in Insecure, or is localhost, in 127.0.0.0/8, or ::1.
 func (c Config) IsInsecure(host string) bool {
-	if slices.Contains(c.Insecure, host) {
+	host = strings.ToLower(host)
+	if slices.ContainsFunc(c.Insecure, func(listed string) bool { return strings.EqualFold(listed, host) }) {
 		return true
 	}
 	name := host
@@ -45,43 +45,30 @@ func (c Config) IsInsecure(host string) bool {
 	return name == "localhost"
 }
 
+func (c Config) withDefaults() Config {
+	if c.Timeout == 0 {
+		c.Timeout = time.Minute
+	}
+	if c.CopyTimeout == 0 {
+		c.CopyTimeout = 30 * time.Minute
+	}
+	return c
+}
+
+var hostPattern = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?$`)
+
 func (c Config) validate() error {
 	var faults []error
 	for _, host := range c.Insecure {
-		if host == "" || strings.Contains(host, "/") {
+		if !hostPattern.MatchString(host) {
 			faults = append(faults, fmt.Errorf("insecure registry %q must be host or host:port, without scheme and path", host))
 		}
 	}
 	if c.Timeout < 0 {
 		faults = append(faults, fmt.Errorf("timeout %s is negative", c.Timeout))
 	}
+	if c.CopyTimeout < 0 {
+		faults = append(faults, fmt.Errorf("copy timeout %s is negative", c.CopyTimeout))
+	}
 	return errors.Join(faults...)
-}
-
-// dockerConfig is the part of config.json that holds credentials.
-type dockerConfig struct {
-	Auths       map[string]authn.AuthConfig `json:"auths"`
-	CredsStore  string                      `json:"credsStore"`
-	CredHelpers map[string]string           `json:"credHelpers"`
-}
-
-// readDockerConfig checks the file at path and returns the secrets in it.
-func readDockerConfig(path string) ([]string, error) {
-	raw, err := os.ReadFile(filepath.Clean(path))
-	if err != nil {
-		return nil, fmt.Errorf("read docker config: %w", err)
-	}
-	var cfg dockerConfig
-	if err := json.Unmarshal(raw, &cfg); err != nil {
-		return nil, fmt.Errorf("docker config %s is not valid: %w", path, err)
-	}
-	var secrets []string
-	for _, auth := range cfg.Auths {
-		secrets = append(secrets, auth.Password, auth.IdentityToken, auth.RegistryToken, auth.Auth)
-		if plain, err := base64.StdEncoding.DecodeString(auth.Auth); err == nil {
-			_, password, _ := strings.Cut(string(plain), ":")
-			secrets = append(secrets, password)
-		}
-	}
-	return slices.DeleteFunc(secrets, func(s string) bool { return s == "" }), nil
 }
