@@ -113,7 +113,8 @@ make_base() {
 
 # build FUNCTION OUTCOME: publishes the function, follows its log, shows the answer.
 build() {
-	bin/kiln build --nats-url "$nats_url" -f "$1" --follow -o json >"$work/completed.json"
+	bin/kiln build --nats-url "$nats_url" -f "$1" --follow -o json >"$work/completed.json" ||
+		{ cat "$work/completed.json" >&2; fail "the build failed"; }
 	bin/kiln-demo describe "$2" <"$work/completed.json"
 }
 
@@ -170,7 +171,8 @@ step "kiln up: NATS, registry and worker in one process"
 if [ -n "$pip_index" ]; then
 	export KILN_PIP_INDEX_URL=$pip_index KILN_PIP_TRUSTED_HOSTS=127.0.0.1
 fi
-bin/kiln up --data-dir "$work/data" --nats-addr 127.0.0.1:0 --registry-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 \
+# What fails three times on one machine is not worth waiting for.
+KILN_WORKER_MAX_ATTEMPTS=3 bin/kiln up --data-dir "$work/data" --nats-addr 127.0.0.1:0 --registry-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 \
 	>"$work/kiln.log" 2>&1 &
 pids+=($!)
 await "$work/data/kiln.json" $! "kiln up"
