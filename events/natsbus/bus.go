@@ -19,8 +19,12 @@ type Bus struct {
 	topology Topology
 }
 
-// New returns a Bus on an open connection, which it does not close.
+// New returns a Bus on an open connection, which it does not close. It reports
+// every fault of the topology and does not talk to the server.
 func New(nc *nats.Conn, t Topology) (*Bus, error) {
+	if err := t.validate(); err != nil {
+		return nil, err
+	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, fmt.Errorf("use JetStream: %w", err)
@@ -34,30 +38,64 @@ func (b *Bus) JetStream() jetstream.JetStream { return b.js }
 // Subjects returns the subjects of the bus.
 func (b *Bus) Subjects() events.Subjects { return b.topology.Subjects() }
 
-// ErrTooLarge is returned by Publish for an event that the server does not take.
-var ErrTooLarge = errors.New("event is larger than the server's max_payload")
+// ErrTooLarge is returned for an event that the server does not take.
+var ErrTooLarge = errors.New("event is larger than the server takes")
 
-// Publish stores the event and waits for the server's confirmation. A fault is
-// retried until ctx ends; the event's id makes that harmless.
+// Publish stores the event and waits for the server's confirmation. A transient
+// fault is retried until ctx ends; the event's id makes that harmless, and an event
+// that is stored already is a success. The error of one that is too large matches
+// ErrTooLarge.
 func (b *Bus) Publish(ctx context.Context, e events.Event) error {
 	m, err := events.Encode(e, b.Subjects())
 	if err != nil {
 		return err
 	}
+	_, err = b.Store(ctx, m)
+	return err
+}
+
+// Bounds of Store: how long one try takes, how long a try waits for the next, and
+// how many tries meet no stream before that counts as not provisioned (a cluster
+// that elects a leader looks the same for a moment).
+const (
+	storeTry      = 5 * time.Second
+	storeMaxPause = 2 * time.Second
+	storeNoStream = 5
+)
+
+// codeMessageTooLarge is JetStream's answer to a message above the stream's limit.
+const codeMessageTooLarge jetstream.ErrorCode = 10054
+
+// Store is Publish for an encoded event, and returns its position in the stream.
+func (b *Bus) Store(ctx context.Context, m events.Message) (sequence uint64, err error) {
 	msg := &nats.Msg{Subject: m.Subject, Header: nats.Header(m.Header), Data: m.Data}
-	_, err = backoff.Retry(ctx, func() (*jetstream.PubAck, error) {
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+	if limit := b.js.Conn().MaxPayload(); limit > 0 && int64(msg.Size()-len(m.Subject)) > limit {
+		return 0, fmt.Errorf("publish %s: %w: %d bytes; max_payload is %d", m.Subject, ErrTooLarge, len(m.Data), limit)
+	}
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, storeMaxPause
+	noStream := 0
+	ack, err := backoff.Retry(ctx, func() (*jetstream.PubAck, error) {
+		try, cancel := context.WithTimeout(ctx, storeTry)
 		defer cancel()
 		ack, err := b.js.PublishMsg(try, msg)
-		if errors.Is(err, nats.ErrMaxPayload) {
+		refused, _ := errors.AsType[*jetstream.APIError](err)
+		switch {
+		case errors.Is(err, nats.ErrMaxPayload), refused != nil && refused.ErrorCode == codeMessageTooLarge:
 			return nil, backoff.Permanent(fmt.Errorf("%w: %d bytes", ErrTooLarge, len(m.Data)))
+		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubject):
+			return nil, backoff.Permanent(err)
+		case errors.Is(err, jetstream.ErrNoStreamResponse):
+			if noStream++; noStream >= storeNoStream {
+				return nil, backoff.Permanent(missing("a stream for "+m.Subject, err))
+			}
 		}
 		return ack, err
-	}, backoff.WithMaxElapsedTime(0))
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0))
 	if err != nil {
-		return fmt.Errorf("publish %s: %w", m.Subject, err)
+		return 0, fmt.Errorf("publish %s: %w", m.Subject, err)
 	}
-	return nil
+	return ack.Sequence, nil
 }
 
 // Published reports whether the stream holds an event of this type and id that was
@@ -72,90 +110,17 @@ func (b *Bus) Published(ctx context.Context, t events.Type, id string, since tim
 	return found, err
 }
 
-// Start is where reading a stream begins: at a sequence, else at a time, else at
-// the first message that is kept.
-type Start struct {
-	Sequence uint64
-	Time     time.Time
-}
-
-// Scan calls visit for the stored events of the given types, oldest first, up to
-// the newest one at the time of the call, until visit returns false.
-func (b *Bus) Scan(ctx context.Context, types []events.Type, start Start, visit func(events.Message) bool) error {
-	return b.read(ctx, types, start, false, visit)
-}
-
-// Follow is Scan that goes on with new events until visit returns false or ctx ends
-// (then with ctx's error).
-func (b *Bus) Follow(ctx context.Context, types []events.Type, start Start, visit func(events.Message) bool) error {
-	return b.read(ctx, types, start, true, visit)
-}
-
-func (b *Bus) read(ctx context.Context, types []events.Type, start Start, follow bool, visit func(events.Message) bool) error {
-	var subjects []string
-	for _, t := range types {
-		subjects = append(subjects, b.Subjects().Of(t))
-	}
-	return readStream(ctx, b.js, b.topology.buildStream(), subjects, start, follow, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
-		return visit(toMessage(msg, meta))
-	})
-}
-
-// readStream reads with an ordered consumer, which resumes by itself after gaps and
-// reconnects. When it does not follow it ends after the last stored message.
-func readStream(ctx context.Context, js jetstream.JetStream, name string, subjects []string, start Start, follow bool,
-	visit func(jetstream.Msg, *jetstream.MsgMetadata) bool,
-) error {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverAllPolicy}
-	switch {
-	case start.Sequence > 0:
-		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, start.Sequence
-	case !start.Time.IsZero():
-		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &start.Time
-	}
-	consumer, err := js.OrderedConsumer(ctx, name, cfg)
-	if err != nil {
-		return missing(name, err)
-	}
-	info, err := consumer.Info(ctx)
-	if err != nil {
-		return fmt.Errorf("read stream %s: %w", name, err)
-	}
-	if !follow && info.NumPending == 0 {
-		return nil
-	}
-	messages, err := consumer.Messages()
-	if err != nil {
-		return fmt.Errorf("read stream %s: %w", name, err)
-	}
-	defer messages.Stop()
-	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if errors.Is(err, jetstream.ErrNoHeartbeat) {
-				continue
-			}
-			return fmt.Errorf("read stream %s: %w", name, err)
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return fmt.Errorf("read stream %s: %w", name, err)
-		}
-		if !visit(msg, meta) || (!follow && meta.NumPending == 0) {
-			return nil
-		}
-	}
-}
-
 // missing tells what to do when nothing was provisioned.
 func missing(what string, err error) error {
-	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrBucketNotFound) {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound),
+		errors.Is(err, jetstream.ErrBucketNotFound), errors.Is(err, jetstream.ErrConsumerDeleted), errors.Is(err, jetstream.ErrNoStreamResponse):
 		return fmt.Errorf("%s does not exist on the server; run `kiln provision` first: %w", what, err)
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fmt.Errorf("use %s: JetStream is off for this server or account; start the server with -js and allow it: %w", what, err)
+	default:
+		return fmt.Errorf("use %s: %w", what, err)
 	}
-	return fmt.Errorf("use %s: %w", what, err)
 }
 
 func toMessage(msg jetstream.Msg, meta *jetstream.MsgMetadata) events.Message {

@@ -112,10 +112,10 @@ func TestDriftIsShownAndNothingIsChanged(t *testing.T) {
 	if !ok {
 		t.Fatalf("Provision() = %v, want a *DriftError", err)
 	}
-	want := []string{
-		"stream BUILD: max age is 720h0m0s, the configuration says 1h0m0s",
-		"consumer build-workers: ack wait is 30s, the configuration says 1m0s",
-		"bucket KILN_LEDGER: max age is 720h0m0s, the configuration says 1h0m0s",
+	want := []natsbus.Difference{
+		{Object: "stream BUILD", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit BUILD --max-age=1h0m0s"},
+		{Object: "consumer build-workers", Field: "ack wait", Want: "1m0s", Have: "30s", Repair: "nats consumer edit BUILD build-workers --wait=1m0s"},
+		{Object: "bucket KILN_LEDGER", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit KV_KILN_LEDGER --max-age=1h0m0s"},
 	}
 	if diff := cmp.Diff(want, drift.Differences); diff != "" {
 		t.Errorf("differences (-want +got):\n%s", diff)

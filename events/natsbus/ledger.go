@@ -16,9 +16,9 @@ var (
 	ErrConflict = errors.New("ledger: revision conflict")
 )
 
-// Ledger is the compare-and-set store of builds and requests. With replicas a Get
-// may be answered by a follower that is a little behind; a Put on what it returned
-// then gives ErrConflict. Safe for concurrent use.
+// Ledger is the compare-and-set store of builds and requests. A Get is answered by
+// the bucket's leader and sees every Put before it, as long as the bucket is the one
+// that Provision makes: without direct reads. Safe for concurrent use.
 type Ledger struct {
 	kv jetstream.KeyValue
 }
@@ -45,8 +45,10 @@ func (l *Ledger) Get(ctx context.Context, key string) (value []byte, revision ui
 }
 
 // Put stores value if the key still has the given revision, 0 meaning that it has
-// no value, and returns the new revision. After any other error than ErrConflict
-// the value may be stored all the same.
+// no value, and returns the new revision. A deleted key has no value. After any other
+// error than ErrConflict the value may be stored all the same: read the key again.
+// Even ErrConflict may be the echo of an own Put of which only the answer was lost,
+// so that a caller compares the stored value with its own before it gives up.
 func (l *Ledger) Put(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
 	put := func() (uint64, error) { return l.kv.Update(ctx, key, value, revision) }
 	if revision == 0 {

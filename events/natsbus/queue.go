@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"kiln/events"
@@ -13,11 +14,26 @@ import (
 
 // Queue fetches requests, one per call; nothing is prefetched. Safe for concurrent use.
 type Queue struct {
+	nc       *nats.Conn
 	consumer jetstream.Consumer
 }
 
-// pullExpiry is how long one pull request waits at the server.
-const pullExpiry = 20 * time.Second
+// pullExpiry is how long one pull request waits at the server, which shows every
+// pullHeartbeat that it is still there.
+const (
+	pullExpiry    = 20 * time.Second
+	pullHeartbeat = 2 * time.Second
+)
+
+// pullOptions bounds a pull by ctx, and asks for heartbeats unless it is too short
+// for them.
+func pullOptions(ctx context.Context) []jetstream.FetchOpt {
+	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx)}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) > 4*pullHeartbeat {
+		opts = append(opts, jetstream.FetchHeartbeat(pullHeartbeat))
+	}
+	return opts
+}
 
 // Queue binds to the workers' consumer. It fails if that was not provisioned.
 func (b *Bus) Queue(ctx context.Context) (*Queue, error) {
@@ -25,14 +41,18 @@ func (b *Bus) Queue(ctx context.Context) (*Queue, error) {
 	if err != nil {
 		return nil, missing("consumer "+consumerName, err)
 	}
-	return &Queue{consumer: consumer}, nil
+	return &Queue{nc: b.js.Conn(), consumer: consumer}, nil
 }
 
-// Next blocks until a request is there or ctx ends, then with ctx's error. Other
-// errors are temporary.
+// Next blocks until a request is there or ctx ends, then with ctx's error. Exactly
+// one message is asked for, and none waits in this process. After a reconnect it
+// asks again. Other errors are temporary, also that the server or the consumer is
+// gone: it may come back.
 func (q *Queue) Next(ctx context.Context) (*Delivery, error) {
+	connected := q.nc.StatusChanged(nats.CONNECTED)
+	defer q.nc.RemoveStatusListener(connected)
 	for ctx.Err() == nil {
-		d, err := q.pull(ctx)
+		d, err := q.pull(ctx, connected)
 		if d != nil || err != nil {
 			return d, err
 		}
@@ -41,10 +61,10 @@ func (q *Queue) Next(ctx context.Context) (*Delivery, error) {
 }
 
 // pull waits for one message; nil without an error means that none came.
-func (q *Queue) pull(ctx context.Context) (*Delivery, error) {
+func (q *Queue) pull(ctx context.Context, connected <-chan nats.Status) (*Delivery, error) {
 	wait, cancel := context.WithTimeout(ctx, pullExpiry)
 	defer cancel()
-	batch, err := q.consumer.Fetch(1, jetstream.FetchContext(wait))
+	batch, err := q.consumer.Fetch(1, pullOptions(wait)...)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -53,27 +73,38 @@ func (q *Queue) pull(ctx context.Context) (*Delivery, error) {
 	}
 	// The channel is closed once the pull is over, so that nothing outlives it.
 	var got *Delivery
-	for msg := range batch.Messages() {
-		meta, err := msg.Metadata()
-		if err != nil {
-			return nil, fmt.Errorf("read a request's metadata: %w", err)
+	for messages := batch.Messages(); messages != nil; {
+		select {
+		case <-connected: // the server may have forgotten this pull
+			cancel()
+		case msg, open := <-messages:
+			if !open {
+				messages = nil
+				continue
+			}
+			meta, err := msg.Metadata()
+			if err != nil {
+				return nil, fmt.Errorf("read a request's metadata: %w", err)
+			}
+			got = &Delivery{nc: q.nc, msg: msg, meta: meta}
 		}
-		got = &Delivery{msg: msg, meta: meta}
 	}
-	switch err := batch.Error(); {
+	err = batch.Error()
+	switch {
 	case got != nil:
 		return got, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case err == nil, errors.Is(err, context.DeadlineExceeded):
-		return nil, nil
+	case err == nil, wait.Err() != nil:
+		return nil, nil //nolint:nilnil // No message and no error: the pull expired.
 	default:
-		return nil, fmt.Errorf("fetch a request: %w", err)
+		return nil, missing("consumer "+consumerName, err)
 	}
 }
 
 // Delivery is one delivery of a request. Safe for concurrent use.
 type Delivery struct {
+	nc   *nats.Conn
 	msg  jetstream.Msg
 	meta *jetstream.MsgMetadata
 }
@@ -84,13 +115,23 @@ func (d *Delivery) Event() events.Message { return toMessage(d.msg, d.meta) }
 // Sequence is the position of the message in its stream.
 func (d *Delivery) Sequence() uint64 { return d.meta.Sequence.Stream }
 
-// InProgress resets the redelivery timer. It does not wait for the server.
-func (d *Delivery) InProgress(context.Context) error {
-	if err := d.msg.InProgress(); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+// JetStream's word for work in progress, see
+// https://docs.nats.io/using-nats/developer/develop_jetstream/model_deep_dive.
+const ackProgress = "+WPI"
+
+// InProgress resets the redelivery timer and waits for the server's confirmation:
+// without one the message may come to another worker, and the caller has to know.
+func (d *Delivery) InProgress(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	if _, err := d.nc.RequestWithContext(ctx, d.msg.Reply(), []byte(ackProgress)); err != nil {
 		return fmt.Errorf("report progress: %w", err)
 	}
 	return nil
 }
+
+// answerTimeout bounds the wait for the server where the caller sets no bound.
+const answerTimeout = 10 * time.Second
 
 // Ack ends the message and waits for the server's confirmation. A second Ack is no
 // error.
@@ -101,13 +142,23 @@ func (d *Delivery) Ack(ctx context.Context) error {
 	return nil
 }
 
-// Nak asks for a redelivery after delay, at once if it is 0.
-func (d *Delivery) Nak(_ context.Context, delay time.Duration) error {
+// Nak asks for a redelivery after delay, at once if it is 0, and waits until the
+// server has read that, so that the caller may close the connection.
+func (d *Delivery) Nak(ctx context.Context, delay time.Duration) error {
 	nak := d.msg.Nak
 	if delay > 0 {
 		nak = func() error { return d.msg.NakWithDelay(delay) }
 	}
-	if err := nak(); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+	err := nak()
+	if errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+		return nil
+	}
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+		err = d.nc.FlushWithContext(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("nak: %w", err)
 	}
 	return nil

@@ -1,10 +1,9 @@
 package natsbus
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"regexp"
 	"strings"
 	"time"
 
@@ -17,7 +16,9 @@ import (
 // field says its default.
 type Topology struct {
 	// Prefix separates several Kilns on one server: "acme" gives subjects
-	// "acme.build.requested" and names "ACME_BUILD". Defaults to none.
+	// "acme.build.requested" and names "ACME_BUILD". Letters, digits, "-" and "_",
+	// in parts that dots separate. Names are in upper case with "_" for a dot, so
+	// that "a.b" and "A_B" cannot share a server; Provision says so. Defaults to none.
 	Prefix string
 	// Replicas of streams and ledger: 1, 3 or 5. Defaults to 1.
 	Replicas int
@@ -34,6 +35,48 @@ type Topology struct {
 	// DuplicateWindow is how long the stream recognises a Nats-Msg-Id. Defaults to
 	// 5 min.
 	DuplicateWindow time.Duration
+}
+
+// validPrefix keeps wildcards, spaces and what a stream's name cannot have out.
+var validPrefix = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
+
+// maxPrefix keeps derived names well below the server's 255 characters.
+const maxPrefix = 100
+
+// validate returns all faults of a topology with defaults.
+func (t Topology) validate() error {
+	t = t.withDefaults()
+	var errs []error
+	if t.Prefix != "" && (len(t.Prefix) > maxPrefix || !validPrefix.MatchString(t.Prefix)) {
+		errs = append(errs, fmt.Errorf("prefix %.120q must be at most %d letters, digits, - and _, in parts separated by dots", t.Prefix, maxPrefix))
+	}
+	if t.Replicas != 1 && t.Replicas != 3 && t.Replicas != 5 {
+		errs = append(errs, fmt.Errorf("replicas must be 1, 3 or 5, not %d", t.Replicas))
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"max age", t.MaxAge, time.Minute},
+		{"log max age", t.LogMaxAge, time.Minute},
+		{"ack wait", t.AckWait, 100 * time.Millisecond},
+		{"duplicate window", t.DuplicateWindow, 100 * time.Millisecond},
+	} {
+		if d.value < d.least {
+			errs = append(errs, fmt.Errorf("%s must be at least %s, not %s", d.name, d.least, d.value))
+		}
+	}
+	if t.DuplicateWindow > t.MaxAge {
+		errs = append(errs, fmt.Errorf("duplicate window %s must not be longer than max age %s", t.DuplicateWindow, t.MaxAge))
+	}
+	if t.MaxAckPending < 1 {
+		errs = append(errs, fmt.Errorf("max ack pending must be positive, not %d", t.MaxAckPending))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("topology: %w", err)
+	}
+	return nil
 }
 
 func (t Topology) withDefaults() Topology {
@@ -63,7 +106,7 @@ func (t Topology) name(base string) string {
 	if t.Prefix == "" {
 		return base
 	}
-	return strings.ToUpper(strings.ReplaceAll(strings.Trim(t.Prefix, "."), ".", "_")) + "_" + base
+	return strings.ToUpper(strings.ReplaceAll(t.Prefix, ".", "_")) + "_" + base
 }
 
 // Names of what Provision creates.
@@ -74,20 +117,29 @@ func (t Topology) ledger() string      { return t.name("KILN_LEDGER") }
 // consumerName is the durable consumer that all workers share.
 const consumerName = "build-workers"
 
+// unlimited is what the server makes of a limit of 0.
+const unlimited = -1
+
+// buildConfig leaves the size of messages to the server. History may be deleted by
+// hand (DenyDelete and DenyPurge are off): a secret that somebody published by
+// mistake has to be removable, and neither setting could be taken back.
 func (t Topology) buildConfig() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: t.buildStream(), Description: "Kiln: requests for images and what became of them",
 		Subjects: []string{t.Subjects().AllBuilds()}, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
 		MaxAge: t.MaxAge, Duplicates: t.DuplicateWindow, Replicas: t.Replicas,
+		MaxMsgs: unlimited, MaxBytes: unlimited, MaxMsgsPerSubject: unlimited,
 	}
 }
 
+// logConfig leaves the size of the stream to the operator: losing old logs harms no
+// build.
 func (t Topology) logConfig() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: t.logStream(), Description: "Kiln: logs of builds",
 		Subjects: []string{t.Subjects().AllLogs()}, Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage,
 		MaxAge: t.LogMaxAge, Replicas: t.Replicas, Compression: jetstream.S2Compression,
-		Duplicates: min(2*time.Minute, t.LogMaxAge),
+		Duplicates: min(2*time.Minute, t.LogMaxAge), MaxMsgs: unlimited, MaxMsgsPerSubject: unlimited,
 	}
 }
 
@@ -102,158 +154,18 @@ func (t Topology) consumerConfig() jetstream.ConsumerConfig {
 	}
 }
 
-func (t Topology) ledgerConfig() jetstream.KeyValueConfig {
-	return jetstream.KeyValueConfig{
-		Bucket: t.ledger(), Description: "Kiln: who builds what, and what was decided",
-		History: 1, TTL: t.MaxAge, Storage: jetstream.FileStorage, Replicas: t.Replicas,
+// ledgerConfig is the stream behind the key-value bucket, as
+// https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-8.md lays
+// it down, with one exception: no direct reads. With replicas those may be answered
+// by a follower that is behind, and a worker has to read what it wrote.
+func (t Topology) ledgerConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: bucketStream(t.ledger()), Description: "Kiln: who builds what, and what was decided",
+		Subjects: []string{"$KV." + t.ledger() + ".>"}, Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy,
+		MaxMsgsPerSubject: 1, MaxAge: t.MaxAge, Duplicates: min(2*time.Minute, t.MaxAge), Replicas: t.Replicas,
+		MaxMsgs: unlimited, MaxBytes: unlimited, Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true, AllowDirect: false,
 	}
 }
 
-// Report lists what Provision did, as "stream BUILD".
-type Report struct {
-	Created   []string `json:"created"`
-	Unchanged []string `json:"unchanged"`
-}
-
-func (r *Report) note(created bool, what string) {
-	if created {
-		r.Created = append(r.Created, what)
-	} else {
-		r.Unchanged = append(r.Unchanged, what)
-	}
-}
-
-// DriftError says where the server differs from the topology. Provision changes
-// nothing that exists: which side is right is for people to say.
-type DriftError struct {
-	Differences []string
-}
-
-// Error lists the differences, one a line.
-func (e *DriftError) Error() string {
-	return "the server differs from the configuration:\n  " + strings.Join(e.Differences, "\n  ") +
-		"\nAdapt the configuration, or change the server with `nats stream edit` and `nats consumer edit`, and run provision again."
-}
-
-// Provision creates what is missing and compares what exists. It is safe to run at
-// any time, by several processes too. A difference is a *DriftError.
-func Provision(ctx context.Context, js jetstream.JetStream, t Topology) (Report, error) {
-	t = t.withDefaults()
-	var report Report
-	var drift []string
-	for _, want := range []jetstream.StreamConfig{t.buildConfig(), t.logConfig()} {
-		stream, created, err := ensureStream(ctx, js, want)
-		if err != nil {
-			return report, err
-		}
-		report.note(created, "stream "+want.Name)
-		drift = append(drift, streamDrift(want, stream.CachedInfo().Config)...)
-	}
-	created, found, err := t.ensureConsumer(ctx, js)
-	if err != nil {
-		return report, err
-	}
-	report.note(created, "consumer "+t.buildStream()+"/"+consumerName)
-	drift = append(drift, found...)
-	created, found, err = t.ensureLedger(ctx, js)
-	if err != nil {
-		return report, err
-	}
-	report.note(created, "bucket "+t.ledger())
-	if drift = append(drift, found...); len(drift) > 0 {
-		return report, &DriftError{Differences: drift}
-	}
-	return report, nil
-}
-
-// ensureStream returns the stream, created if it was not there. Another process may
-// create it at the same moment.
-func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) (jetstream.Stream, bool, error) {
-	stream, err := js.Stream(ctx, want.Name)
-	if err == nil {
-		return stream, false, nil
-	}
-	if !errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, false, fmt.Errorf("look for stream %s: %w", want.Name, err)
-	}
-	stream, err = js.CreateStream(ctx, want)
-	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		stream, err = js.Stream(ctx, want.Name)
-	}
-	if err != nil {
-		return nil, false, fmt.Errorf("create stream %s: %w", want.Name, err)
-	}
-	return stream, true, nil
-}
-
-func (t Topology) ensureConsumer(ctx context.Context, js jetstream.JetStream) (created bool, drift []string, err error) {
-	want := t.consumerConfig()
-	consumer, err := js.Consumer(ctx, t.buildStream(), consumerName)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		created = true
-		if consumer, err = js.CreateConsumer(ctx, t.buildStream(), want); errors.Is(err, jetstream.ErrConsumerExists) {
-			consumer, err = js.Consumer(ctx, t.buildStream(), consumerName)
-		}
-	}
-	if err != nil {
-		return false, nil, fmt.Errorf("create consumer %s: %w", consumerName, err)
-	}
-	have := consumer.CachedInfo().Config
-	d := differ{what: "consumer " + consumerName}
-	d.compare("filter", want.FilterSubject, have.FilterSubject)
-	d.compare("ack policy", want.AckPolicy, have.AckPolicy)
-	d.compare("ack wait", want.AckWait, have.AckWait)
-	d.compare("max deliver", want.MaxDeliver, have.MaxDeliver)
-	d.compare("max ack pending", want.MaxAckPending, have.MaxAckPending)
-	d.compare("backoff steps", 0, len(have.BackOff))
-	return created, d.found, nil
-}
-
-func (t Topology) ensureLedger(ctx context.Context, js jetstream.JetStream) (created bool, drift []string, err error) {
-	want := t.ledgerConfig()
-	kv, err := js.KeyValue(ctx, want.Bucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		created = true
-		if kv, err = js.CreateKeyValue(ctx, want); errors.Is(err, jetstream.ErrBucketExists) {
-			kv, err = js.KeyValue(ctx, want.Bucket)
-		}
-	}
-	if err != nil {
-		return false, nil, fmt.Errorf("create bucket %s: %w", want.Bucket, err)
-	}
-	status, err := kv.Status(ctx)
-	if err != nil {
-		return false, nil, fmt.Errorf("read bucket %s: %w", want.Bucket, err)
-	}
-	have := status.Config()
-	d := differ{what: "bucket " + want.Bucket}
-	d.compare("history", want.History, have.History)
-	d.compare("max age", want.TTL, have.TTL)
-	d.compare("replicas", want.Replicas, have.Replicas)
-	return created, d.found, nil
-}
-
-func streamDrift(want, have jetstream.StreamConfig) []string {
-	d := differ{what: "stream " + want.Name}
-	if !slices.Equal(want.Subjects, have.Subjects) {
-		d.compare("subjects", strings.Join(want.Subjects, ","), strings.Join(have.Subjects, ","))
-	}
-	d.compare("retention", want.Retention, have.Retention)
-	d.compare("storage", want.Storage, have.Storage)
-	d.compare("max age", want.MaxAge, have.MaxAge)
-	d.compare("duplicate window", want.Duplicates, have.Duplicates)
-	d.compare("replicas", want.Replicas, have.Replicas)
-	return d.found
-}
-
-// differ collects differences of one object.
-type differ struct {
-	what  string
-	found []string
-}
-
-func (d *differ) compare(field string, want, have any) {
-	if want != have {
-		d.found = append(d.found, fmt.Sprintf("%s: %s is %v, the configuration says %v", d.what, field, have, want))
-	}
-}
+// bucketStream is the name of the stream behind a bucket.
+func bucketStream(bucket string) string { return "KV_" + bucket }
