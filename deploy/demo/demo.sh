@@ -111,17 +111,17 @@ make_base() {
 
 # ---------------------------------------------------------------- one build
 
-# build FUNCTION OUTCOME: publishes the function, follows its log, shows the answer.
+# build ID FUNCTION OUTCOME: publishes the function, follows its log, shows the answer.
 build() {
-	bin/kiln build --nats-url "$nats_url" -f "$1" --follow -o json >"$work/completed.json" ||
-		{ cat "$work/completed.json" >&2; fail "the build failed"; }
-	bin/kiln-demo describe "$2" <"$work/completed.json"
+	bin/kiln build --nats-url "$nats_url" -f "$2" --id "$1" --follow
+	bin/kiln status --nats-url "$nats_url" "$1" -o json >"$work/status.json"
+	bin/kiln-demo size "$3" <"$work/status.json"
 }
 
 # versions REQUIREMENTS: imports them with the Python of the image that was just built.
 versions() {
 	local ref names
-	ref=$(bin/kiln-demo field image_ref <"$work/completed.json")
+	ref=$(bin/kiln-demo field completed.image_ref <"$work/status.json")
 	names=$(sed -E 's/==[^,]*//g; s/,/ /g' <<<"$1")
 	echo "python /opt/trainer/versions.py $names"
 	# shellcheck disable=SC2086 # one word per name
@@ -187,17 +187,17 @@ fi
 step "Publish $example and follow the build"
 bin/kiln-demo function -base "$base" -requirements "$requirements" "$example" >"$work/function.yaml"
 sed 's/^/  | /' "$work/function.yaml"
-build "$work/function.yaml" built
+build demo-1 "$work/function.yaml" built
 
 step "Run the image: do the requirements import?"
 versions "$requirements"
 
 step "Publish the same function again"
-build "$work/function.yaml" reused
+build demo-2 "$work/function.yaml" reused
 
 step "Change one requirement: ${requirements##*,} becomes ${changed##*,}"
 bin/kiln-demo function -base "$base" -requirements "$changed" "$example" >"$work/changed.yaml"
-build "$work/changed.yaml" built
+build demo-3 "$work/changed.yaml" built
 versions "$changed"
 grep -q " ${changed##*==} " "$work/versions" || fail "the image does not have ${changed##*,}"
 

@@ -271,7 +271,7 @@ func TestUsageNamesEveryCommand(t *testing.T) {
 	}
 }
 
-func TestDescribeRefusesAnotherOutcome(t *testing.T) {
+func TestSizeRefusesAnotherOutcome(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
@@ -285,18 +285,17 @@ func TestDescribeRefusesAnotherOutcome(t *testing.T) {
 		t.Fatal(err)
 	}
 	digest, _, _ := strings.Cut(pushed.String(), " ")
-	event := fmt.Sprintf(`{"outcome": "reused", "image": "trainer", "digest": %q, "image_ref": %q,
-		"timings": {"requested": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:00:00.017Z"}}`, digest, repository+"@"+digest)
+	answer := fmt.Sprintf(`{"state": "completed", "completed": {"outcome": "reused", "image_ref": %q}}`, repository+"@"+digest)
 	var out bytes.Buffer
-	if err := describe(t.Context(), strings.NewReader(event), "reused", &out); err != nil {
+	if err := size(t.Context(), strings.NewReader(answer), "reused", &out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{digest, "17 ms from the message to the answer", "1 layers"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("description lacks %q:\n%s", want, out.String())
-		}
+	if want := "MB compressed, in 1 layers"; !strings.Contains(out.String(), want) {
+		t.Errorf("size printed %q, want %q in it", out.String(), want)
 	}
-	if err := describe(t.Context(), strings.NewReader(event), "built", io.Discard); err == nil {
-		t.Error("a reused image passes for a built one")
+	for _, other := range []string{answer, `{"state": "failed"}`} {
+		if err := size(t.Context(), strings.NewReader(other), "built", io.Discard); err == nil {
+			t.Errorf("%s passes for a built image", other)
+		}
 	}
 }

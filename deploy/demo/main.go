@@ -25,7 +25,6 @@ type command struct {
 
 func commands() map[string]command {
 	return map[string]command{
-		"describe":     {"OUTCOME <JSON   print a build.completed event, fail if the outcome is another", runDescribe},
 		"field":        {"KEY.KEY <JSON   print one field of a JSON document", runField},
 		"function":     {"-base REF -requirements A,B FILE   print the function with these replaced", runFunction},
 		"index":        {"[-addr HOST:PORT]   serve the demo's own packages, print the index URL", runIndex},
@@ -33,6 +32,7 @@ func commands() map[string]command {
 		"push-busybox": {"REF   push an image of this machine's /bin/busybox, print its digest and size", runPushBusybox},
 		"reachable":    {"URL   end with 0 if the server answers within 3 seconds", runReachable},
 		"run-image":    {"REF COMMAND...   run a command in the image, in a container without network", runImage},
+		"size":         {"OUTCOME <STATUS   print the size of the image, fail if the outcome is another", runSize},
 	}
 }
 
