@@ -84,6 +84,7 @@ func TestWhatIsNotAValidEventIsRefusedAndKeepsAnID(t *testing.T) {
 		"too deep":                {bare(`{"function":` + deep + `}`), "seq:BUILD:42", "nested", true},
 		"array":                   {bare(`[1]`), "seq:BUILD:42", "object", false},
 		"too large":               {bare(`"` + strings.Repeat("x", 2<<20) + `"`), "seq:BUILD:42", "1 MiB", false},
+		"too large, named":        {with(bare(strings.Repeat("x", 2<<20)), "Nats-Msg-Id", "big"), "big", "1 MiB", false},
 		"unknown version":         {bare(strings.Replace(string(structured("").Data), `"1.0"`, `"2.0"`, 1)), "e1", "specversion", false},
 		"wrong type":              {bare(strings.Replace(string(structured("").Data), "requested", "completed", 1)), "e1", "type", false},
 		"no data":                 {bare(`{"specversion":"1.0","id":"e1","source":"/me","type":"build.requested"}`), "e1", "no data", false},

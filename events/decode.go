@@ -2,6 +2,7 @@ package events
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -52,6 +53,8 @@ func invalid(format string, args ...any) error { return &DecodeError{Err: fmt.Er
 func Decode(m Message) (Event, error) {
 	e := Event{ID: m.FallbackID, Time: m.Time, Type: typeOf(m.Subject), TraceParent: header(m, headerTraceParent), TraceState: header(m, headerTraceState)}
 	if len(m.Data) > MaxData {
+		// Too large to look inside; a header may still name it.
+		e.ID = cmp.Or(header(m, "ce-id"), header(m, headerMsgID))
 		return e.partial(m, nil), invalid("the message has %d bytes; at most 1 MiB is read", len(m.Data))
 	}
 	data, err := e.unwrap(m)
