@@ -63,7 +63,7 @@ var layers = map[string]layer{
 			"github.com/docker/cli/cli/config", "github.com/google/go-containerregistry/pkg/authn",
 			"github.com/google/go-containerregistry/pkg/name",
 		},
-		never:   append([]string{"kiln/builder/kube"}, domain...),
+		never: append([]string{"kiln/builder/kube"}, domain...),
 	},
 	"kiln/builder/enginetest": {
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},

@@ -52,11 +52,11 @@ func runImage(ctx context.Context, args []string, out io.Writer) (err error) {
 		return fmt.Errorf("write bundle: %w", err)
 	}
 	id := filepath.Base(bundle)
-	cmd := exec.CommandContext(ctx, runtime, "run", "--bundle", bundle, id)
+	cmd := exec.CommandContext(ctx, runtime, "run", "--bundle", bundle, id) //nolint:gosec // what to run is the argument
 	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	if err := cmd.Run(); err != nil {
 		// A runtime that was stopped in mid-run leaves its container.
-		_ = exec.CommandContext(context.WithoutCancel(ctx), runtime, "delete", "--force", id).Run()
+		_ = exec.CommandContext(context.WithoutCancel(ctx), runtime, "delete", "--force", id).Run() //nolint:gosec // the same
 		return fmt.Errorf("run %s: %w", strings.Join(rest[1:], " "), err)
 	}
 	return nil
