@@ -3,8 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/base64"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -253,7 +252,7 @@ func TestPlainHTTPOnlyWhereItIsConfigured(t *testing.T) {
 func TestUntrustedTLSDoesNotFallBack(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewUnstartedServer(newHandler())
-	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	for _, host := range []string{"registry.example", "10.1.2.3:5000", "registry.local"} {

@@ -4,8 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -36,7 +35,7 @@ type server struct {
 	behave   func(w http.ResponseWriter, r *http.Request) (handled bool)
 }
 
-func newHandler() http.Handler { return memory.New(memory.Logger(log.New(io.Discard, "", 0))) }
+func newHandler() http.Handler { return memory.New(memory.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))) }
 
 func newServer(t *testing.T) *server {
 	t.Helper()
