@@ -78,6 +78,7 @@ func TestWhatIsNotAValidEventIsRefusedAndKeepsAnID(t *testing.T) {
 	}{
 		"empty":                   {bare(""), "seq:BUILD:42", "not JSON", true},
 		"not JSON":                {bare("make me an image"), "seq:BUILD:42", "not JSON", true},
+		"not JSON, named":         {with(bare("make me an image"), "Nats-Msg-Id", "mine"), "mine", "not JSON", true},
 		"truncated":               {bare(`{"function":`), "seq:BUILD:42", "not JSON", true},
 		"two documents":           {bare(function + function), "seq:BUILD:42", "after its end", true},
 		"key twice":               {bare(`{"function":{},"function":{}}`), "seq:BUILD:42", "twice", true},

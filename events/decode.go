@@ -2,7 +2,6 @@ package events
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -51,10 +50,8 @@ func invalid(format string, args ...any) error { return &DecodeError{Err: fmt.Er
 // still carries the best known id, type and time, and of a request what could be
 // read of its function.
 func Decode(m Message) (Event, error) {
-	e := Event{ID: m.FallbackID, Time: m.Time, Type: typeOf(m.Subject), TraceParent: header(m, headerTraceParent), TraceState: header(m, headerTraceState)}
+	e := Event{ID: headerID(m), Time: m.Time, Type: typeOf(m.Subject), TraceParent: header(m, headerTraceParent), TraceState: header(m, headerTraceState)}
 	if len(m.Data) > MaxData {
-		// Too large to look inside; a header may still name it.
-		e.ID = cmp.Or(header(m, "ce-id"), header(m, headerMsgID))
 		return e.partial(m, nil), invalid("the message has %d bytes; at most 1 MiB is read", len(m.Data))
 	}
 	data, err := e.unwrap(m)
@@ -71,6 +68,15 @@ func Decode(m Message) (Event, error) {
 		return e.partial(m, data), err
 	}
 	return e, nil
+}
+
+// headerID is the id that the headers give, which is known even when the message
+// cannot be read.
+func headerID(m Message) string {
+	if header(m, "ce-specversion") != "" {
+		return header(m, "ce-id")
+	}
+	return header(m, headerMsgID)
 }
 
 // typeOf reads the type off the end of a subject, whatever its prefix.
@@ -101,10 +107,6 @@ func (e *Event) unwrap(m Message) (json.RawMessage, error) {
 	}
 	if e.Type != TypeBuildRequested {
 		return m.Data, invalid("%s must be a CloudEvent", e.Type)
-	}
-	e.ID = ""
-	if id := header(m, headerMsgID); id != "" {
-		e.ID = id
 	}
 	_, isRequest := probe["function"]
 	_, hasKind := probe["kind"]
