@@ -43,11 +43,11 @@ func TestConfigReportsEveryFaultAndNoPassword(t *testing.T) {
 			TrustedHosts:   []string{"host/path", "host --index-url=x", "-r"},
 		},
 	}
-	for name, make := range map[string]func() error{
+	for name, construct := range map[string]func() error{
 		"New":   func() error { _, err := builder.New(cfg, fakeRegistry{}, engineFunc(pushed)); return err },
 		"Draft": func() error { _, err := builder.Draft(cfg, request()); return err },
 	} {
-		err := make()
+		err := construct()
 		if err == nil {
 			t.Fatalf("%s took a wrong configuration", name)
 		}

@@ -24,13 +24,14 @@ func (p *Plan) identify() {
 	if p.Base.Ref == Scratch {
 		base = Scratch
 	}
-	fields := []Field{
-		{"kiln.identity", "v1"},
-		{"base", base},
-		{"platform", p.Platform},
-		{"executor", p.Executor.Name},
-		{"executor.version", p.Executor.Version},
-	}
+	fields := make([]Field, 0, 6+len(p.Executor.Flags)+len(p.Context)+len(p.BuildArgs)+len(p.Secrets))
+	fields = append(fields,
+		Field{"kiln.identity", "v1"},
+		Field{"base", base},
+		Field{"platform", p.Platform},
+		Field{"executor", p.Executor.Name},
+		Field{"executor.version", p.Executor.Version},
+	)
 	for _, flag := range p.Executor.Flags {
 		fields = append(fields, Field{"executor.flag", flag})
 	}

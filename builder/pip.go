@@ -24,9 +24,9 @@ type Pip struct {
 // IDs of the build secrets that carry pip's settings: the environment variables
 // that pip reads them from.
 const (
-	SecretPipIndexURL      = "PIP_INDEX_URL"
-	SecretPipExtraIndexURL = "PIP_EXTRA_INDEX_URL"
-	SecretPipTrustedHost   = "PIP_TRUSTED_HOST"
+	pipIndexURLID      = "PIP_INDEX_URL"
+	pipExtraIndexURLID = "PIP_EXTRA_INDEX_URL"
+	pipTrustedHostID   = "PIP_TRUSTED_HOST"
 )
 
 var (
@@ -77,9 +77,9 @@ func (p Pip) secrets() []Secret {
 		shown := withoutUserInfo(value)
 		all = append(all, Secret{ID: id, Value: value, Version: hash(shown), Public: shown == value})
 	}
-	add(SecretPipIndexURL, p.IndexURL)
-	add(SecretPipExtraIndexURL, p.ExtraIndexURLs...)
-	add(SecretPipTrustedHost, p.TrustedHosts...)
+	add(pipIndexURLID, p.IndexURL)
+	add(pipExtraIndexURLID, p.ExtraIndexURLs...)
+	add(pipTrustedHostID, p.TrustedHosts...)
 	return all
 }
 

@@ -45,7 +45,7 @@ func TestCredentialsOfTheDockerConfig(t *testing.T) {
 	push(t, s.host+"/x:1", img, remote.WithAuth(&authn.Basic{Username: "kiln", Password: password}))
 	ref := s.host + "/x@" + digestOf(t, img)
 
-	r := newRegistry(t, Config{DockerConfig: configFile(t, authConfig(s.host, "kiln", password))})
+	r := newRegistry(t, Config{DockerConfig: configFile(t, authConfig(s.host, password))})
 	if _, err := r.Resolve(t.Context(), s.host+"/x:1", "linux/amd64"); err != nil {
 		t.Error(err)
 	}
@@ -54,8 +54,8 @@ func TestCredentialsOfTheDockerConfig(t *testing.T) {
 	}
 	for name, content := range map[string]string{
 		"none":           `{}`,
-		"another host's": authConfig("other.example", "kiln", password),
-		"wrong":          authConfig(s.host, "kiln", "another-password"),
+		"another host's": authConfig("other.example", password),
+		"wrong":          authConfig(s.host, "another-password"),
 	} {
 		r := newRegistry(t, Config{DockerConfig: configFile(t, content)})
 		_, err := r.Resolve(t.Context(), s.host+"/x:1", "linux/amd64")
@@ -76,14 +76,14 @@ func TestRotatedCredentialsAreUsed(t *testing.T) {
 	s.set(basicAuth(&current))
 	img := image(t, "amd64")
 	push(t, s.host+"/x:1", img, remote.WithAuth(&authn.Basic{Username: "kiln", Password: password}))
-	path := configFile(t, authConfig(s.host, "kiln", password))
+	path := configFile(t, authConfig(s.host, password))
 	r := newRegistry(t, Config{DockerConfig: path})
 	ref := s.host + "/x@" + digestOf(t, img)
 	if err := r.Verify(t.Context(), ref); err != nil {
 		t.Fatal(err)
 	}
 	current.Store("a-new-password")
-	if err := os.WriteFile(path, []byte(authConfig(s.host, "kiln", "a-new-password")), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(authConfig(s.host, "a-new-password")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.mu.Lock()
@@ -127,7 +127,7 @@ func TestDefaultDockerConfig(t *testing.T) {
 	s.set(basicAuth(&current))
 	img := image(t, "amd64")
 	push(t, s.host+"/x:1", img, remote.WithAuth(&authn.Basic{Username: "kiln", Password: password}))
-	path := configFile(t, authConfig(s.host, "kiln", password))
+	path := configFile(t, authConfig(s.host, password))
 	t.Setenv("DOCKER_CONFIG", filepath.Dir(path))
 	r, err := New(Config{})
 	if err != nil {

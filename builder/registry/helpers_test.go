@@ -35,7 +35,9 @@ type server struct {
 	behave   func(w http.ResponseWriter, r *http.Request) (handled bool)
 }
 
-func newHandler() http.Handler { return memory.New(memory.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))) }
+func newHandler() http.Handler {
+	return memory.New(memory.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
+}
 
 func newServer(t *testing.T) *server {
 	t.Helper()
@@ -186,8 +188,9 @@ func configFile(t *testing.T, content string) string {
 	return path
 }
 
-func authConfig(host, user, password string) string {
-	return fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
+// authConfig is a docker config with a password for the user "kiln".
+func authConfig(host, password string) string {
+	return fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("kiln:"+password)))
 }
 
 func newRegistry(t *testing.T, cfg Config) *Registry {

@@ -29,7 +29,7 @@ func readDockerConfig(path string) (*configfile.ConfigFile, error) {
 	return file, nil
 }
 
-// defaultDockerConfig is where Docker keeps its configuration; "" if it has none.
+// defaultDockerConfig is where Docker keeps its configuration; "" if that is unknown.
 func defaultDockerConfig() string {
 	dir := os.Getenv("DOCKER_CONFIG")
 	if dir == "" {
@@ -39,11 +39,7 @@ func defaultDockerConfig() string {
 		}
 		dir = filepath.Join(home, ".docker")
 	}
-	path := filepath.Join(dir, config.ConfigFileName)
-	if _, err := os.Stat(path); err != nil {
-		return ""
-	}
-	return path
+	return filepath.Join(dir, config.ConfigFileName)
 }
 
 // secretsOf returns the values in a docker config that must not be shown.

@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"slices"
 	"sync"
@@ -44,17 +45,19 @@ func New(cfg Config) (*Registry, error) {
 		cfg: cfg, keychain: authn.DefaultKeychain, transport: transport.Clone(), copies: make(chan struct{}, maxCopies),
 	}
 	path := cfg.DockerConfig
-	if path == "" {
-		path = defaultDockerConfig()
-	} else {
+	if path != "" {
 		r.keychain = fileKeychain{path: path}
+	} else {
+		path = defaultDockerConfig()
 	}
 	if path != "" {
 		file, err := readDockerConfig(path)
-		if err != nil {
+		switch {
+		case err == nil:
+			r.secrets = secretsOf(file)
+		case cfg.DockerConfig != "" || !errors.Is(err, fs.ErrNotExist):
 			return nil, err
 		}
-		r.secrets = secretsOf(file)
 	}
 	r.redactor = builder.NewRedactor(r.secrets...)
 	return r, nil
