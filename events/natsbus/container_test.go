@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -84,14 +83,7 @@ func dockerHealth(ctx context.Context) (err error) {
 // restarts.
 func startContainer(t *testing.T) (testcontainers.Container, string) {
 	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	port := strconv.Itoa(freePort(t))
 	inside := network.MustParsePort("4222/tcp")
 	opts := []testcontainers.ContainerCustomizer{
 		testcontainers.WithCmd("-js", "-sd", "/data"),

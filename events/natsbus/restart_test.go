@@ -24,17 +24,20 @@ type restartable struct {
 	s    *server.Server
 }
 
-func newRestartable(t *testing.T) *restartable {
+// freePort is a port of this machine that nobody listens on.
+func freePort(t *testing.T) int {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	r := &restartable{t: t, opts: server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+func newRestartable(t *testing.T) *restartable {
+	t.Helper()
+	r := &restartable{t: t, opts: server.Options{Host: "127.0.0.1", Port: freePort(t), JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}}
 	r.up()
 	t.Cleanup(r.down)
 	return r
@@ -62,11 +65,13 @@ func (r *restartable) down() {
 	}
 }
 
+func (r *restartable) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", r.opts.Port) }
+
 // bus returns a provisioned bus that reconnects at once.
 func (r *restartable) bus(topology natsbus.Topology) *natsbus.Bus {
 	r.t.Helper()
 	nc, err := natsbus.Connect(natsbus.Config{
-		URL: fmt.Sprintf("nats://127.0.0.1:%d", r.opts.Port), Options: []nats.Option{nats.ReconnectWait(20 * time.Millisecond)},
+		URL: r.url(), Options: []nats.Option{nats.ReconnectWait(20 * time.Millisecond)},
 	})
 	if err != nil {
 		r.t.Fatal(err)
