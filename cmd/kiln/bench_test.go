@@ -42,7 +42,7 @@ func TestBenchOrchestration(t *testing.T) {
 	for _, base := range []struct {
 		name    string
 		ballast int64
-	}{{"tiny", 0}, {"200MB", 200 << 20}} {
+	}{{"tiny", 0}, {"200mb", 200 << 20}} {
 		ref := k.Registry + "/bench-" + base.name + ":1"
 		pushBase(t, ref, base.ballast)
 		bare := newBare(t, k, executor)

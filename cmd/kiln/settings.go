@@ -115,7 +115,7 @@ func parseSize(text string) (size, error) {
 			continue
 		}
 		v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-		if err != nil || v < 0 || v*u.factor > 1<<60 {
+		if err != nil || !(v >= 0 && v*u.factor <= 1<<60) {
 			break
 		}
 		return size(v * u.factor), nil
