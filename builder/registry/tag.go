@@ -39,6 +39,10 @@ func (r *Registry) Tag(ctx context.Context, imageRef, target string) error {
 		timeout, put = r.cfg.CopyTimeout, r.copyImage
 	}
 	err = r.do(ctx, timeout, func(ctx context.Context, s *session) error {
+		// Asking is cheaper than writing, and a reused image mostly has its tag.
+		if at, err := s.puller.Head(ctx, tag); err == nil && at.Digest.String() == source.Identifier() {
+			return nil
+		}
 		desc, err := get(ctx, s, source)
 		if err != nil {
 			return r.sourceError("reading "+imageRef, err)
