@@ -11,13 +11,10 @@ package client
 import (
 	"context"
 	"crypto/rand"
-	"errors"
-	"fmt"
 	"io"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel/propagation"
 
 	"kiln/events"
@@ -27,7 +24,6 @@ import (
 // Client requests builds and follows them. Safe for concurrent use.
 type Client struct {
 	bus    *natsbus.Bus
-	js     jetstream.JetStream
 	source string
 }
 
@@ -55,10 +51,12 @@ func New(nc *nats.Conn, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{bus: bus, js: bus.JetStream(), source: o.source}, nil
+	return &Client{bus: bus, source: o.source}, nil
 }
 
-// Ticket names a request that was accepted into the stream.
+// Ticket names a request that was accepted into the stream. One that was kept in
+// text form is as good: Ticket{ID: id} finds the request's events by reading all
+// that are kept.
 type Ticket struct {
 	// ID is the request id.
 	ID string
@@ -73,9 +71,16 @@ type RequestOption func(*events.Event)
 // same request under the same id again is harmless. Defaults to a random id.
 func WithID(id string) RequestOption { return func(e *events.Event) { e.ID = id } }
 
+// requestTimeout bounds RequestBuild where the caller's context does not.
+const requestTimeout = 30 * time.Second
+
 // RequestBuild publishes a request and returns once the server has stored it. Trace
 // context in ctx travels with it. The request is checked before it is sent: the
-// error of an invalid one is an *events.DecodeError.
+// error of an invalid one is an *events.DecodeError, and of one that is too large
+// for the server it matches natsbus.ErrTooLarge. A transient fault is retried until
+// ctx ends, at most 30 s; a request that was stored although the answer was lost is
+// stored once. After an error it is unknown whether the request was stored, unless
+// it was refused: call again WithID.
 func (c *Client) RequestBuild(ctx context.Context, r events.BuildRequest, opts ...RequestOption) (Ticket, error) {
 	e := events.Event{ID: rand.Text(), Source: c.source, Type: events.TypeBuildRequested, Time: time.Now().UTC(), Data: &r}
 	for _, opt := range opts {
@@ -91,14 +96,13 @@ func (c *Client) RequestBuild(ctx context.Context, r events.BuildRequest, opts .
 	if _, err := events.Decode(m); err != nil {
 		return Ticket{}, err
 	}
-	ack, err := c.js.PublishMsg(ctx, &nats.Msg{Subject: m.Subject, Header: nats.Header(m.Header), Data: m.Data})
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	sequence, err := c.bus.Store(ctx, m)
 	if err != nil {
-		if errors.Is(err, jetstream.ErrNoStreamResponse) {
-			return Ticket{}, fmt.Errorf("no stream takes %s; run `kiln provision` first: %w", m.Subject, err)
-		}
-		return Ticket{}, fmt.Errorf("publish %s: %w", m.Subject, err)
+		return Ticket{}, err
 	}
-	return Ticket{ID: e.ID, Sequence: ack.Sequence}, nil
+	return Ticket{ID: e.ID, Sequence: sequence}, nil
 }
 
 // Result is the terminal event of a request; exactly one field is set.

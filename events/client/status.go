@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -37,7 +38,8 @@ type Status struct {
 
 // Query selects requests.
 type Query struct {
-	// Since leaves out requests that were stored before. The zero value takes all.
+	// Since leaves out requests that were stored before. The zero value takes all
+	// that are kept.
 	Since time.Time
 	// Project selects one project. Defaults to all.
 	Project string
@@ -53,6 +55,7 @@ var ErrUnknown = errors.New("no such request or build")
 func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 	var order []*Status
 	byID := map[string]*Status{}
+	requested := map[string]bool{}
 	all := []events.Type{events.TypeBuildRequested, events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed}
 	err := c.bus.Scan(ctx, all, natsbus.Start{Time: q.Since}, func(m events.Message) bool {
 		// What cannot be decoded still has an id, and a build.failed that tells why.
@@ -61,6 +64,9 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 		if e.Type != events.TypeBuildRequested {
 			id = requestOf(e)
 		}
+		if id == "" { // not of ours
+			return true
+		}
 		s := byID[id]
 		if s == nil {
 			s = &Status{RequestID: id, State: StateQueued, Requested: m.Time}
@@ -68,6 +74,7 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 			order = append(order, s)
 		}
 		s.apply(e, m)
+		requested[id] = requested[id] || e.Type == events.TypeBuildRequested
 		return true
 	})
 	if err != nil {
@@ -75,7 +82,8 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 	}
 	var out []Status
 	for _, s := range order {
-		if q.Project == "" || s.Function.Project == q.Project {
+		old := !q.Since.IsZero() && !requested[s.RequestID]
+		if !old && (q.Project == "" || s.Function.Project == q.Project) {
 			out = append(out, *s)
 		}
 	}
@@ -100,8 +108,12 @@ func (c *Client) Status(ctx context.Context, id string) (Status, error) {
 	return Status{}, ErrUnknown
 }
 
-// apply folds one event into the status. A terminal state is final.
+// apply folds one event into the status. The first terminal state is final: an event
+// that is stored twice, or late, changes nothing.
 func (s *Status) apply(e events.Event, m events.Message) {
+	if s.State == StateCompleted || s.State == StateFailed {
+		return
+	}
 	s.Updated = m.Time
 	switch data := e.Data.(type) {
 	case *events.BuildRequest:
@@ -109,15 +121,32 @@ func (s *Status) apply(e events.Event, m events.Message) {
 			s.Function = events.Identify(data.Function)
 		}
 	case *events.BuildStarted:
-		s.Function, s.BuildID, s.Attempt, s.Image = data.Function, data.BuildID, data.Attempt, data.Image
-		if s.State == StateQueued {
-			s.State = StateBuilding
-		}
+		s.State = StateBuilding
+		s.identify(data.Function, data.BuildID, data.Attempt, data.Image)
 	case *events.BuildCompleted:
-		s.Function, s.BuildID, s.Attempt, s.Image = data.Function, data.BuildID, data.Attempt, data.Image
-		s.State, s.Completed, s.Requested = StateCompleted, data, data.Timings.Requested
+		s.State, s.Completed = StateCompleted, data
+		s.identify(data.Function, data.BuildID, data.Attempt, data.Image)
+		s.stored(data.Timings)
 	case *events.BuildFailed:
-		s.Function, s.BuildID, s.Attempt, s.Image = data.Function, data.BuildID, data.Attempt, data.Image
-		s.State, s.Failed, s.Requested = StateFailed, data, data.Timings.Requested
+		s.State, s.Failed = StateFailed, data
+		s.identify(data.Function, data.BuildID, data.Attempt, data.Image)
+		s.stored(data.Timings)
+	}
+}
+
+// identify takes over what an event knows: that of a request which failed early may
+// know less than the request itself.
+func (s *Status) identify(f events.Function, buildID string, attempt int, image string) {
+	if f != (events.Function{}) {
+		s.Function = f
+	}
+	s.BuildID, s.Attempt, s.Image = cmp.Or(buildID, s.BuildID), cmp.Or(attempt, s.Attempt), cmp.Or(image, s.Image)
+}
+
+// stored takes over when the request was stored, which counts where the request
+// itself is not kept any more.
+func (s *Status) stored(t events.Timings) {
+	if !t.Requested.IsZero() {
+		s.Requested = t.Requested
 	}
 }

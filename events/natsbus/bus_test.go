@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -185,7 +186,7 @@ func TestNextFetchesExactlyOne(t *testing.T) {
 	t.Parallel()
 	bus := newBus(t, natsbus.Topology{})
 	for i := range 20 {
-		publishRequest(t, bus, fmt.Sprint(i))
+		publishRequest(t, bus, strconv.Itoa(i))
 	}
 	queue, err := bus.Queue(t.Context())
 	if err != nil {

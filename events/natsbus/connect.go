@@ -161,7 +161,7 @@ func advise(err error) error {
 	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
 	_, host := errors.AsType[x509.HostnameError](err)
 	_, plain := errors.AsType[tls.RecordHeaderError](err)
-	advice := ""
+	var advice string
 	switch {
 	case unknown:
 		advice = "name the file of the CA that signed the server's certificate"

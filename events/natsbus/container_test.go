@@ -39,7 +39,7 @@ func TestContainer(t *testing.T) { //nolint:paralleltest // It sets environment 
 	}
 	needDocker(t)
 	ctr, url := startContainer(t)
-	for _, tc := range []struct {
+	for _, tc := range []struct { //nolint:paralleltest // One container, taken away twice.
 		name  string
 		grace time.Duration
 	}{{"stopped", 10 * time.Second}, {"killed", 0}} {

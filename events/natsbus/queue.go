@@ -96,7 +96,7 @@ func (q *Queue) pull(ctx context.Context, connected <-chan nats.Status) (*Delive
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err == nil, wait.Err() != nil:
-		return nil, nil //nolint:nilnil // No message and no error: the pull expired.
+		return nil, nil // the pull expired
 	default:
 		return nil, missing("consumer "+consumerName, err)
 	}
