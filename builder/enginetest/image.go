@@ -38,8 +38,8 @@ type Registry struct {
 }
 
 // NewRegistry starts a registry that ends with the test.
-func NewRegistry(t testing.TB) *Registry {
-	t.Helper()
+func NewRegistry(tb testing.TB) *Registry {
+	tb.Helper()
 	r := &Registry{}
 	store := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -48,7 +48,7 @@ func NewRegistry(t testing.TB) *Registry {
 		}
 		store.ServeHTTP(w, req)
 	}))
-	t.Cleanup(srv.Close)
+	tb.Cleanup(srv.Close)
 	r.Host = strings.TrimPrefix(srv.URL, "http://")
 	return r
 }
@@ -61,6 +61,18 @@ func (r *Registry) Fault(answer func(http.ResponseWriter, *http.Request) bool) {
 		return
 	}
 	r.faults.Store(&answer)
+}
+
+// BasicAuth is a fault that asks for a user name and a password.
+func BasicAuth(user, password string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if u, p, ok := r.BasicAuth(); ok && u == user && p == password {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
 }
 
 // busybox are the places where Debian's busybox-static and its like have the file.
@@ -77,25 +89,25 @@ func busybox() string {
 
 // PushBase pushes a small image with busybox's /bin/sh and tools to repository and
 // returns it, pinned. Without a static busybox on this machine the test is skipped.
-func PushBase(t testing.TB, repository string) builder.Image {
-	t.Helper()
+func PushBase(tb testing.TB, repository string) builder.Image {
+	tb.Helper()
 	file := busybox()
 	if file == "" {
-		t.Skip("SKIPPED: no static busybox for a base image; get it with: apt-get install busybox-static")
+		tb.Skip("SKIPPED: no static busybox for a base image; get it with: apt-get install busybox-static")
 	}
 	program, err := os.ReadFile(file) //nolint:gosec // found above
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	add := func(h tar.Header, data []byte) {
 		h.Size = int64(len(data))
 		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := w.Write(data); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	for _, dir := range []string{"bin/", "etc/", "root/", "home/", "home/user/", "var/", "usr/", "usr/lib/"} {
@@ -103,7 +115,7 @@ func PushBase(t testing.TB, repository string) builder.Image {
 	}
 	add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, program)
-	for _, tool := range strings.Fields("sh cat cp dd df echo env false find grep head id kill ln ls mkdir mknod mount nc ps pwd rm seq sleep stat sync test touch tr true umount unshare wc whoami wget yes chown chmod mkfifo") {
+	for tool := range strings.FieldsSeq("sh cat cp dd df echo env false find grep head id kill ln ls mkdir mknod mount nc ps pwd rm seq sleep stat sync test touch tr true umount unshare wc whoami wget yes chown chmod mkfifo") {
 		add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + tool, Linkname: "busybox", Mode: 0o777}, nil)
 	}
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"))
@@ -111,13 +123,13 @@ func PushBase(t testing.TB, repository string) builder.Image {
 	// Another owner, which needs more than one mapped id.
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "home/user/file", Mode: 0o600, Uid: 1000, Gid: 1000}, []byte("hello\n"))
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	img, err := image(layer.Bytes())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return pushImage(t, img, repository+":latest")
+	return pushImage(tb, img, repository+":latest")
 }
 
 func image(layer []byte) (v1.Image, error) {
@@ -136,28 +148,28 @@ func image(layer []byte) (v1.Image, error) {
 	return mutate.AppendLayers(img, l)
 }
 
-func pushImage(t testing.TB, img v1.Image, target string) builder.Image {
-	t.Helper()
+func pushImage(tb testing.TB, img v1.Image, target string) builder.Image {
+	tb.Helper()
 	ref, err := name.ParseReference(target)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := remote.Write(ref, img); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	digest, err := img.Digest()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	layers, err := img.Layers()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var size int64
 	for _, l := range layers {
 		n, err := l.Size()
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		size += n
 	}

@@ -74,13 +74,14 @@ func Args(plan builder.Plan, opts Options) []string {
 // reaches a command or the image, except build arguments that the Dockerfile
 // declares and secrets that a RUN mounts.
 func Env(plan builder.Plan) []string {
-	env := []string{
+	env := make([]string, 0, 16+len(plan.BuildArgs)+len(plan.Secrets))
+	env = append(env,
 		"HOME=/root",
 		"USER=root",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"FF_KANIKO_RUN_MOUNT_BIND=true",
 		"FF_KANIKO_RUN_MOUNT_SECRET=true",
-	}
+	)
 	for _, arg := range plan.BuildArgs {
 		env = append(env, arg.Name+"="+arg.Value)
 	}
@@ -108,6 +109,10 @@ var (
 // of the environment, name included.
 const maxValue = 100 << 10
 
+// maxEnv is the longest environment: Linux gives arguments and environment a quarter
+// of the stack, at least 128 KiB and usually 2 MiB.
+const maxEnv = 1 << 20
+
 // Check refuses what the executor cannot be given safely, as an error of
 // KindInvalidRequest that names the build argument or secret.
 func Check(plan builder.Plan) error {
@@ -130,6 +135,9 @@ func Check(plan builder.Plan) error {
 			return err
 		}
 	}
+	if size := len(strings.Join(Env(plan), "\x00")); size > maxEnv {
+		return builder.Errorf(builder.KindInvalidRequest, "reading the plan", "build arguments and secrets take %d KiB, more than %d", size>>10, maxEnv>>10)
+	}
 	return nil
 }
 
@@ -146,9 +154,11 @@ func checkValue(what, value string) error {
 // Registries returns the hosts (host or host:port, as in references) that the plan
 // pulls from and pushes to, in order of appearance.
 func Registries(plan builder.Plan) []string {
-	refs := []string{plan.Destination}
-	for _, match := range from.FindAllStringSubmatch(plan.Dockerfile, -1) {
-		refs = append(refs, match[1])
+	stages := from.FindAllStringSubmatch(plan.Dockerfile, -1)
+	refs := make([]string, 0, 1+len(stages))
+	refs = append(refs, plan.Destination)
+	for _, stage := range stages {
+		refs = append(refs, stage[1])
 	}
 	var hosts []string
 	for _, ref := range refs {

@@ -1,6 +1,7 @@
 package kaniko
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -92,9 +93,15 @@ func TestCheckRefusesWhatWouldChangeTheExecutor(t *testing.T) {
 func TestCheckRefusesValuesThatCannotBePassed(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*builder.Plan){
-		"NUL in a build argument":  func(p *builder.Plan) { p.BuildArgs[0].Value = "a\x00b" },
-		"NUL in a secret":          func(p *builder.Plan) { p.Secrets[0].Value = "a\x00b" },
-		"huge build argument":      func(p *builder.Plan) { p.BuildArgs[0].Value = strings.Repeat("x", maxValue+1) },
+		"NUL in a build argument": func(p *builder.Plan) { p.BuildArgs[0].Value = "a\x00b" },
+		"NUL in a secret":         func(p *builder.Plan) { p.Secrets[0].Value = "a\x00b" },
+		"huge build argument":     func(p *builder.Plan) { p.BuildArgs[0].Value = strings.Repeat("x", maxValue+1) },
+		"many large build arguments": func(p *builder.Plan) {
+			p.BuildArgs = nil
+			for i := range 20 {
+				p.BuildArgs = append(p.BuildArgs, builder.Arg{Name: fmt.Sprint("A", i), Value: strings.Repeat("x", 90<<10)})
+			}
+		},
 		"secret id with a comma":   func(p *builder.Plan) { p.Secrets[0].ID = "a,src=/etc/shadow" },
 		"secret id that is a path": func(p *builder.Plan) { p.Secrets[0].ID = "../x" },
 	} {

@@ -26,6 +26,7 @@ func TestOutputIsMadeHarmless(t *testing.T) {
 		"invalid UTF-8":                         {"a\xff\xfeb\n", "a\uFFFDb\n"},
 		"no newline at end":                     {"last words", "last words\n"},
 		"empty lines":                           {"\n\n", "\n\n"},
+		"an exception of Python":                {"ValueError: bad\n", "ValueError: bad\n"},
 		"own line":                              {line + "\n", "Step 1: RUN echo hi\n"},
 		"own line after output without newline": {"done" + line + "\n", "done\nStep 1: RUN echo hi\n"},
 		"JSON of a command":                     {`{"level":"info","msg":"x","time":"2026-01-02T03:04:05Z","more":1}` + "\n", `{"level":"info","msg":"x","time":"2026-01-02T03:04:05Z","more":1}` + "\n"},

@@ -20,8 +20,6 @@ var (
 	instructions = regexp.MustCompile(`^(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME|WORKDIR)\s`)
 	// mounts are options of RUN that say nothing to whoever wrote the command.
 	mounts = regexp.MustCompile(`^RUN(?:\s+--(?:mount|network|security)=\S+)+\s+`)
-	// lastWord finds the plain line that the executor ends with when it fails.
-	lastWord = regexp.MustCompile(`(?:error building image|error pushing image|error checking push permissions|Error): .*$`)
 	// failure is the last word after an instruction failed, with the exit code or the
 	// signal of its process if it had one.
 	failure = regexp.MustCompile(`^` + instructionFailed +
@@ -64,7 +62,9 @@ func clean(line []byte) string {
 		text = text[i+1:]
 	}
 	text = strings.ToValidUTF8(text, "�")
-	text = escapes.ReplaceAllString(text, "")
+	if strings.ContainsRune(text, '\x1b') {
+		text = escapes.ReplaceAllString(text, "")
+	}
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t':
@@ -102,8 +102,13 @@ func split(line []byte) (output []byte, level, msg, word string) {
 			return line[:i], "", "", string(line[i:])
 		}
 	}
-	if at := lastWord.FindIndex(line); at != nil {
-		return line[:at[0]], "", "", string(line[at[0]:])
+	if bytes.HasPrefix(line, []byte("Error: ")) {
+		return nil, "", "", string(line)
+	}
+	for _, start := range []string{"error building image: ", "error pushing image: ", "error checking push permissions: "} {
+		if i := bytes.Index(line, []byte(start)); i >= 0 {
+			return line[:i], "", "", string(line[i:])
+		}
 	}
 	return line, "", "", ""
 }

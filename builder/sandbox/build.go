@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -160,8 +161,10 @@ type ending struct {
 // execute runs the container and returns when nothing of it is left.
 func (b *build) execute(ctx context.Context, dir, root *os.Root, where place, log *kaniko.Log) (ending, error) {
 	e := b.engine
-	// Remains of the same attempt, which a crash left and no sweep saw.
-	e.runtime.remove(ctx, b.name)
+	if slices.Contains(e.runtime.containers(), b.name) {
+		// Remains of the same attempt that could not be removed then.
+		e.runtime.remove(ctx, b.name)
+	}
 	release, err := e.runtime.guard(b.name)
 	if err != nil {
 		return ending{}, err
@@ -173,12 +176,17 @@ func (b *build) execute(ctx context.Context, dir, root *os.Root, where place, lo
 	}
 	cmd := e.runtime.command(dir.Name(), b.name)
 	cmd.Stdout, cmd.Stderr = read.in, read.in
-	watch := e.watch(ctx, b, where, root)
 	code := -1
-	if err = cmd.Run(); err == nil {
-		code, err = waitFor(dir)
+	var end ending
+	if err = cmd.Start(); err == nil {
+		watch := e.watch(ctx, b.name, where, root, cmd.Process.Pid)
+		err = cmd.Wait()
+		close(watch.launched)
+		if err == nil {
+			code, err = waitFor(dir)
+		}
+		end = watch.stop()
 	}
-	end := watch.stop()
 	end.code = code
 	end.oomKilled = end.oomKilled || e.cgroups.oomKills(b.name) > 0
 	if e.record != nil {
@@ -242,12 +250,14 @@ func (b *build) judge(ctx context.Context, root *os.Root, where place, log *kani
 	if end.failed != nil {
 		return "", end.failed
 	}
-	end.diskFull = end.diskFull || full(root)
+	end.diskFull = end.diskFull || where.full(root)
 	if where.tmpfs && b.engine.cfg.Root == RootAuto && where.size < b.plan.Limits.Disk && (end.diskFull || log.NoSpace()) {
 		return "", errOutgrown
 	}
+	limits := b.plan.Limits
+	limits.Disk = where.size
 	return "", kaniko.Classify(kaniko.Outcome{
-		ExitCode: end.code, OOMKilled: end.oomKilled, DiskFull: end.diskFull, Limits: b.plan.Limits, Log: log,
+		ExitCode: end.code, OOMKilled: end.oomKilled, DiskFull: end.diskFull, Limits: limits, Log: log,
 	})
 }
 

@@ -55,7 +55,7 @@ func (c cgroups) oomKills(name string) int {
 	most := 0
 	for _, mount := range c.mounts {
 		for _, file := range []string{"memory.events", "memory.oom_control"} {
-			raw, err := os.ReadFile(filepath.Join(mount, c.path, name, file))
+			raw, err := os.ReadFile(filepath.Join(mount, c.path, name, file)) //nolint:gosec // below a cgroup mount
 			if err != nil {
 				continue
 			}
@@ -116,7 +116,7 @@ func removeTree(dir string) bool {
 
 // names returns the builds that have cgroups.
 func (c cgroups) names() []string {
-	var all []string
+	all := make([]string, 0, len(c.mounts))
 	for _, mount := range c.mounts {
 		all = append(all, children(filepath.Join(mount, c.path))...)
 	}

@@ -38,8 +38,9 @@ type Config struct {
 	// Engine at a time, which deletes what it finds in it.
 	StateDir string
 	// Root says where build roots are: "tmpfs", "disk", or "auto" (the default): on
-	// tmpfs when the unpacked base image is expected to fit what is left of
-	// TmpfsBudget. A build that outgrows its tmpfs under "auto" starts again on disk.
+	// tmpfs when the unpacked base image and 2 GiB are expected to fit what is left of
+	// TmpfsBudget. A build that outgrows its tmpfs starts again on disk under "auto",
+	// and fails under "tmpfs".
 	Root string
 	// TmpfsBudget is how many bytes the build roots of all running builds may take on
 	// tmpfs. Defaults to half of the memory that is available when New is called.

@@ -22,7 +22,7 @@ func TestRecord(t *testing.T) { //nolint:paralleltest // one engine, whose outpu
 	if target == "" {
 		t.Skip("records test data only when KILN_RECORD names a folder")
 	}
-	for name, r := range recordings() {
+	for name, r := range recordings() { //nolint:paralleltest // see above
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig(t)
 			cfg.Root = RootTmpfs
@@ -143,7 +143,7 @@ func recordings() map[string]recording {
 		"push-401":              {instructions: touch, fault: status(401, "PUT", "/team/image/manifests")},
 		"push-500":              {instructions: touch, fault: status(500, "PUT", "/team/image/manifests")},
 		"push-cut": {instructions: touch, fault: func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method != "PUT" || !strings.Contains(r.URL.Path, "/team/image/manifests") {
+			if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/team/image/manifests") {
 				return false
 			}
 			panic(http.ErrAbortHandler)
@@ -171,7 +171,7 @@ func recordings() map[string]recording {
 func layerFault(code int) func(http.ResponseWriter, *http.Request) bool {
 	seen := 0
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != "GET" || !strings.Contains(r.URL.Path, "/base/blobs/") {
+		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/base/blobs/") {
 			return false
 		}
 		seen++

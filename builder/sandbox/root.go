@@ -34,22 +34,17 @@ func (e *Engine) choosePlace(plan builder.Plan) (place, func(), error) {
 	if e.cfg.Root == RootDisk {
 		return disk, nothing, nil
 	}
-	known := plan.Base.Size > 0 || plan.Base.Ref == builder.Scratch
 	size := min(plan.Base.Size*unpackFactor+headroom, plan.Limits.Disk)
-	if e.cfg.Root == RootTmpfs {
-		size = plan.Limits.Disk
-		known = true
-	}
+	known := plan.Base.Size > 0 || plan.Base.Ref == builder.Scratch
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	left := e.cfg.TmpfsBudget - e.tmpfs
-	if e.cfg.Root == RootTmpfs {
-		if left < min(size, 64*mib) {
-			return place{}, nil, unavailable("choosing a build root", errors.New("the tmpfs budget is used up by other builds"))
-		}
+	switch {
+	case e.cfg.Root == RootTmpfs && left < min(size, 64*mib):
+		return place{}, nil, unavailable("choosing a build root", errors.New("the tmpfs budget is used up by other builds"))
+	case e.cfg.Root == RootTmpfs:
 		size = min(size, left)
-	}
-	if !known || size > left {
+	case !known || size > left:
 		return disk, nothing, nil
 	}
 	e.tmpfs += size

@@ -8,42 +8,42 @@ import (
 )
 
 // executor returns the path of the real executor, or skips the test.
-func executor(t testing.TB) string {
-	t.Helper()
+func executor(tb testing.TB) string {
+	tb.Helper()
 	for _, path := range []string{os.Getenv("KILN_TEST_EXECUTOR"), "../../bin/kaniko-executor"} {
 		if _, err := os.Stat(path); path != "" && err == nil {
 			abs, err := filepath.Abs(path)
 			if err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 			return abs
 		}
 	}
-	t.Skip("SKIPPED: no Kaniko executor; get it with: make bin/kaniko-executor, or name one in KILN_TEST_EXECUTOR")
+	tb.Skip("SKIPPED: no Kaniko executor; get it with: make bin/kaniko-executor, or name one in KILN_TEST_EXECUTOR")
 	return ""
 }
 
 // testConfig returns a configuration for real containers, or skips the test.
-func testConfig(t testing.TB) Config {
-	t.Helper()
+func testConfig(tb testing.TB) Config {
+	tb.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: real containers need root; run the tests as root")
+		tb.Skip("SKIPPED: real containers need root; run the tests as root")
 	}
 	if _, err := exec.LookPath("runc"); err != nil {
-		t.Skip("SKIPPED: no OCI runtime; get it with: apt-get install runc")
+		tb.Skip("SKIPPED: no OCI runtime; get it with: apt-get install runc")
 	}
-	return Config{Executor: executor(t), StateDir: t.TempDir()}
+	return Config{Executor: executor(tb), StateDir: tb.TempDir()}
 }
 
-func engine(t testing.TB, cfg Config) *Engine {
-	t.Helper()
-	e, err := New(t.Context(), cfg)
+func engine(tb testing.TB, cfg Config) *Engine {
+	tb.Helper()
+	e, err := New(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := e.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return e

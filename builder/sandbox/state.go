@@ -42,13 +42,12 @@ func openState(dir string) (*stateDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state directory: %w", err)
 	}
-	sum := sha256.Sum256([]byte(path))
-	s := &stateDir{path: path, mark: hex.EncodeToString(sum[:6]), root: root}
+	s := &stateDir{path: path, mark: markOf(path), root: root}
 	if s.lock, err = root.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		_ = root.Close()
 		return nil, fmt.Errorf("open lock of state directory: %w", err)
 	}
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a file descriptor fits an int
+	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = s.close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrStateInUse
@@ -60,6 +59,11 @@ func openState(dir string) (*stateDir, error) {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	return s, nil
+}
+
+func markOf(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:6])
 }
 
 // close gives the folder back; the lock goes with its descriptor.

@@ -13,7 +13,10 @@ import (
 // watcher ends a container whose context is done or whose root is too large, and
 // notes what is gone once the container is.
 type watcher struct {
-	quit chan struct{}
+	// launched is closed when the runtime's command has ended, quit when the container
+	// has.
+	launched, quit chan struct{}
+
 	done chan struct{}
 	seen ending
 }
@@ -28,8 +31,9 @@ func (w *watcher) stop() ending {
 // every is how often a running container is looked at.
 const every = 200 * time.Millisecond
 
-func (e *Engine) watch(ctx context.Context, b *build, where place, root *os.Root) *watcher {
-	w := &watcher{quit: make(chan struct{}), done: make(chan struct{})}
+// watch watches the container that the runtime's command, of the given pid, starts.
+func (e *Engine) watch(ctx context.Context, name string, where place, root *os.Root, pid int) *watcher {
+	w := &watcher{launched: make(chan struct{}), quit: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		tick := time.NewTicker(every)
@@ -42,16 +46,16 @@ func (e *Engine) watch(ctx context.Context, b *build, where place, root *os.Root
 				return
 			case <-canceled:
 				canceled = nil
-				e.end(ctx, b.name, w.quit)
+				e.end(ctx, name, w, pid)
 			case <-tick.C:
-				w.seen.oomKilled = w.seen.oomKilled || e.cgroups.oomKills(b.name) > 0
+				w.seen.oomKilled = w.seen.oomKilled || e.cgroups.oomKills(name) > 0
 				if w.seen.diskFull || time.Now().Before(next) {
 					continue
 				}
 				began := time.Now()
-				if full(root) || (!where.tmpfs && usage(root, where.size) > where.size) {
+				if where.full(root) || (!where.tmpfs && usage(root, where.size) > where.size) {
 					w.seen.diskFull = true
-					e.end(ctx, b.name, w.quit)
+					e.end(ctx, name, w, pid)
 				}
 				// Looking takes at most a twentieth of the time.
 				next = began.Add(max(20*time.Since(began), time.Second))
@@ -61,21 +65,27 @@ func (e *Engine) watch(ctx context.Context, b *build, where place, root *os.Root
 	return w
 }
 
-// end kills the container until it is gone. When the runtime cannot, the processes
-// in its cgroup are killed.
-func (e *Engine) end(ctx context.Context, name string, gone <-chan struct{}) {
+// end kills the container until it is gone. When that does not help, the runtime's
+// command and the processes in the container's cgroup are killed.
+func (e *Engine) end(ctx context.Context, name string, w *watcher, pid int) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.cfg.Grace)
 	defer cancel()
 	for {
 		_ = e.runtime.kill(ctx, name)
 		select {
-		case <-gone:
+		case <-w.quit:
 			return
 		case <-time.After(50 * time.Millisecond):
+			continue
 		case <-ctx.Done():
-			e.cgroups.kill(name)
-			return
 		}
+		select {
+		case <-w.launched:
+		default:
+			_ = unix.Kill(-pid, unix.SIGKILL)
+		}
+		e.cgroups.kill(name)
+		return
 	}
 }
 
@@ -107,18 +117,22 @@ func usage(root *os.Root, limit int64) int64 {
 	return total
 }
 
-// full reports whether the file system of root has next to nothing left.
-func full(root *os.Root) bool {
-	const few = 16
+// full reports whether there is next to nothing left for a build root at the place:
+// of a disk, which others use too, half a GiB is left alone.
+func (p place) full(root *os.Root) bool {
+	reserve, few := mib/4, uint64(16)
+	if !p.tmpfs {
+		reserve = gib / 2
+	}
 	dir, err := root.Open(".")
 	if err != nil {
 		return false
 	}
 	defer dir.Close()
 	var s unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &s); err != nil { //nolint:gosec // a file descriptor fits an int
+	if err := unix.Fstatfs(int(dir.Fd()), &s); err != nil {
 		return false
 	}
 	free := int64(s.Bavail) * s.Bsize //nolint:gosec // no file system has 2^63 blocks
-	return free < mib/4 || (s.Files > 0 && s.Ffree < few)
+	return free < reserve || (s.Files > 0 && s.Ffree < few)
 }
