@@ -9,8 +9,10 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"time"
 
@@ -131,16 +133,22 @@ func (c *Client) Await(ctx context.Context, t Ticket) (Result, error) {
 
 // Watch calls visit for every event about the request, the stored ones first, until
 // visit returns false, the terminal event was visited, or ctx ends (then with ctx's
-// error).
+// error). A terminal event that cannot be read is an error, not an endless wait.
 func (c *Client) Watch(ctx context.Context, t Ticket, visit func(events.Event) bool) error {
 	emitted := []events.Type{events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed}
-	return c.bus.Follow(ctx, emitted, natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
+	var unreadable error
+	err := c.bus.Follow(ctx, emitted, natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
 		e, err := events.Decode(m)
+		if err != nil && e.Type.Terminal() && e.ID == events.EventID(t.ID, e.Type, 0) {
+			unreadable = fmt.Errorf("the request ended with a %s that cannot be read; a newer Kiln may have written it: %w", e.Type, err)
+			return false
+		}
 		if err != nil || requestOf(e) != t.ID {
 			return true
 		}
 		return visit(e) && !e.Type.Terminal()
 	})
+	return cmp.Or(unreadable, err)
 }
 
 // Logs copies the log of a build to out: of one attempt, or of all if attempt is 0.

@@ -146,6 +146,20 @@ func TestARequestWithoutAnEndCanBeAbandoned(t *testing.T) {
 	}
 }
 
+func TestTerminalEventThatCannotBeReadEndsTheWait(t *testing.T) {
+	t.Parallel()
+	c, bus := setup(t)
+	broken := completed("r")
+	broken.Data = map[string]string{"request_id": "r", "news": "from a later version"}
+	publish(t, bus, broken)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err := c.Await(ctx, client.Ticket{ID: "r"})
+	if _, ok := errors.AsType[*events.DecodeError](err); !ok {
+		t.Errorf("Await() = %v, want the reason why it cannot be read", err)
+	}
+}
+
 func TestStatusIsWhatTheFirstTerminalEventSays(t *testing.T) {
 	t.Parallel()
 	c, bus := setup(t)

@@ -209,6 +209,49 @@ func TestNextFetchesExactlyOne(t *testing.T) {
 	}
 }
 
+func TestSlotsShareTheRequests(t *testing.T) {
+	t.Parallel()
+	bus := newBus(t, natsbus.Topology{})
+	queue, err := bus.Queue(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const slots, requests = 4, 40
+	got := make(chan uint64, requests)
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	for range slots {
+		group.Go(func() {
+			for {
+				d, err := queue.Next(ctx)
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := d.Ack(t.Context()); err != nil {
+					t.Error(err)
+				}
+				got <- d.Sequence()
+			}
+		})
+	}
+	for i := range requests {
+		publishRequest(t, bus, strconv.Itoa(i))
+	}
+	seen := map[uint64]bool{}
+	for range requests {
+		seen[<-got] = true
+	}
+	cancel()
+	group.Wait()
+	if len(seen) != requests || len(got) != 0 {
+		t.Errorf("%d different requests and %d more, want %d and none", len(seen), len(got), requests)
+	}
+}
+
 func TestNextReturnsWhenItsContextEnds(t *testing.T) {
 	t.Parallel()
 	queue, err := newBus(t, natsbus.Topology{}).Queue(t.Context())

@@ -66,6 +66,10 @@ func (q *Queue) pull(ctx context.Context, connected <-chan nats.Status) (*Delive
 	defer cancel()
 	batch, err := q.consumer.Fetch(1, pullOptions(wait)...)
 	if err != nil {
+		// A deadline that passed shows here a moment before ctx says so.
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 {
+			<-ctx.Done()
+		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
