@@ -54,6 +54,8 @@ func (e *Error) Error() string {
 func ID(name string) string { return idPrefix + name + suffix }
 
 // compiled holds every schema by name; formats are asserted.
+//
+//nolint:gochecknoglobals // compiled once from what is embedded, never changed
 var compiled = sync.OnceValues(func() (map[string]*jsonschema.Schema, error) {
 	compiler := jsonschema.NewCompiler()
 	compiler.DefaultDraft(jsonschema.Draft2020)

@@ -73,7 +73,7 @@ func TestUnavailableIsRetriedThenCompletes(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(b *bundle) { b.cfg.MaxAttempts = 50 })
 	var calls atomic.Int32
-	down := func(w http.ResponseWriter, r *http.Request) bool {
+	down := func(w http.ResponseWriter, _ *http.Request) bool {
 		if calls.Add(1) > 12 {
 			return false
 		}

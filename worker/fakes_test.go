@@ -14,12 +14,11 @@ import (
 
 // memQueue is a queue in memory: Nak brings a message back after its delay.
 type memQueue struct {
-	ch     chan *memMessage
-	events chan string
-	seq    uint64
-	mu     sync.Mutex
-	naks   []time.Duration
-	acks   int
+	ch   chan *memMessage
+	seq  uint64
+	mu   sync.Mutex
+	naks []time.Duration
+	acks int
 }
 
 func newMemQueue() *memQueue { return &memQueue{ch: make(chan *memMessage, 100)} }

@@ -157,14 +157,14 @@ func (w *Worker) run(ctx context.Context, t *task, record *entry[buildRecord]) (
 
 // observe counts and logs a decided request.
 func (w *Worker) observe(t *task, e events.Event) {
-	entry := t.log.Info()
+	outcome, code, digest := "failed", "", ""
 	switch data := e.Data.(type) {
 	case *events.BuildCompleted:
-		w.deps.Metrics.requests.WithLabelValues(string(data.Outcome), "").Inc()
-		entry = entry.Str("outcome", string(data.Outcome)).Str("image", data.Image).Str("digest", data.Digest)
+		outcome, digest = string(data.Outcome), data.Digest
 	case *events.BuildFailed:
-		w.deps.Metrics.requests.WithLabelValues("failed", data.Error.Code).Inc()
-		entry = entry.Str("outcome", "failed").Str("code", data.Error.Code).Str("error", firstLine(data.Error.Message))
+		code = data.Error.Code
 	}
-	entry.Int64("duration_ms", time.Since(t.started).Milliseconds()).Msg("request finished")
+	w.deps.Metrics.requests.WithLabelValues(outcome, code).Inc()
+	t.log.Info().Str("outcome", outcome).Str("code", code).Str("image", t.image).Str("digest", digest).
+		Int64("duration_ms", time.Since(t.started).Milliseconds()).Msg("request finished")
 }

@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -48,7 +47,7 @@ type busyError struct {
 	wait  time.Duration
 }
 
-func (e *busyError) Error() string { return fmt.Sprintf("build is in progress at %s", e.owner) }
+func (e *busyError) Error() string { return "build is in progress at " + e.owner }
 
 // decide turns the result of one delivery into the request's fate.
 func decide(ctx context.Context, err error, lastTry bool) fate {
@@ -88,5 +87,5 @@ func (w *Worker) delay(tries int) time.Duration {
 			break
 		}
 	}
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // jitter needs no secrecy
 }

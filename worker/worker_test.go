@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -165,9 +167,7 @@ func (b *bundle) request(id string, spec map[string]any, top map[string]any) eve
 	body := map[string]any{"function": map[string]any{
 		"kind": "job", "metadata": map[string]any{"name": "trainer", "project": "demo"}, "spec": spec,
 	}}
-	for k, v := range top {
-		body[k] = v
-	}
+	maps.Copy(body, top)
 	raw, err := json.Marshal(body)
 	if err != nil {
 		panic(err)
@@ -176,7 +176,7 @@ func (b *bundle) request(id string, spec map[string]any, top map[string]any) eve
 }
 
 func bare(id string, raw []byte) events.Message {
-	m := events.Message{Subject: "build.requested", Data: raw, FallbackID: "seq:BUILD:" + fmt.Sprint(len(raw)), Time: time.Now()}
+	m := events.Message{Subject: "build.requested", Data: raw, FallbackID: "seq:BUILD:" + strconv.Itoa(len(raw)), Time: time.Now()}
 	if id != "" {
 		m.Header = map[string][]string{"Nats-Msg-Id": {id}}
 	}

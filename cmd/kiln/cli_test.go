@@ -104,7 +104,7 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 		text  string
 	}{
 		"unknown command":   {"", []string{"buld"}, `did you mean "build"`},
-		"unknown flag":      {"", []string{"ls", "--sinse", "1h"}, "--since"},
+		"unknown flag":      {"", []string{"ls", "--sinec", "1h"}, "--since"},
 		"no file":           {"", []string{"plan"}, "--file"},
 		"missing file":      {"", []string{"plan", "-f", "/nowhere.yaml"}, "nowhere.yaml"},
 		"not YAML":          {"a: [", []string{"plan", "-f", "-"}, "YAML"},

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -47,7 +48,7 @@ var program = sync.OnceValues(func() (string, error) {
 })
 
 // requirements skips the test loudly when the machine cannot run the sandbox.
-func requirements(t testing.TB) (executor string) {
+func requirements(t *testing.T) (executor string) {
 	t.Helper()
 	var missing []string
 	if os.Geteuid() != 0 {
@@ -102,13 +103,13 @@ func (l *lockedBuffer) String() string {
 }
 
 // up starts `kiln up` in dir and waits until it is ready. It is stopped with the test.
-func up(t testing.TB, dir string, env ...string) *kiln {
+func up(t *testing.T, dir string, env ...string) *kiln {
 	t.Helper()
 	return upAt(t, dir, "127.0.0.1:0", env...)
 }
 
 // upAt is up with a given address of the registry.
-func upAt(t testing.TB, dir, registry string, env ...string) *kiln {
+func upAt(t *testing.T, dir, registry string, env ...string) *kiln {
 	t.Helper()
 	executor := requirements(t)
 	bin, err := program()
@@ -139,7 +140,7 @@ func upAt(t testing.TB, dir, registry string, env ...string) *kiln {
 }
 
 // stop ends the process softly, once.
-func (k *kiln) stop(t testing.TB) {
+func (k *kiln) stop(t *testing.T) {
 	t.Helper()
 	if k.cmd == nil {
 		return
@@ -161,7 +162,7 @@ func (k *kiln) stop(t testing.TB) {
 }
 
 // kill ends the process as a power cut would.
-func (k *kiln) kill(t testing.TB) {
+func (k *kiln) kill(t *testing.T) {
 	t.Helper()
 	if err := k.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -173,7 +174,7 @@ func (k *kiln) kill(t testing.TB) {
 // run executes a kiln command against the running instance.
 func (k *kiln) run(ctx context.Context, args ...string) (stdout, stderr string, code int) {
 	cmd := exec.CommandContext(ctx, k.bin, args...)
-	cmd.Env = append(k.env, "KILN_NATS_URL="+k.NATSURL)
+	cmd.Env = append(slices.Clone(k.env), "KILN_NATS_URL="+k.NATSURL)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -186,7 +187,7 @@ func (k *kiln) run(ctx context.Context, args ...string) (stdout, stderr string, 
 	return out.String(), errs.String(), 0
 }
 
-func await(t testing.TB, limit time.Duration, what string, ok func() bool) {
+func await(t *testing.T, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for !ok() {
@@ -198,7 +199,7 @@ func await(t testing.TB, limit time.Duration, what string, ok func() bool) {
 }
 
 // js connects as any NATS client would.
-func (k *kiln) js(t testing.TB) jetstream.JetStream {
+func (k *kiln) js(t *testing.T) jetstream.JetStream {
 	t.Helper()
 	nc, err := nats.Connect(k.NATSURL)
 	if err != nil {
@@ -221,7 +222,7 @@ type cloudEvent struct {
 	subject     string
 }
 
-func (w cloudEvent) field(t testing.TB, path ...string) any {
+func (w cloudEvent) field(t *testing.T, path ...string) any {
 	t.Helper()
 	var v any
 	if err := json.Unmarshal(w.Data, &v); err != nil {
@@ -235,7 +236,7 @@ func (w cloudEvent) field(t testing.TB, path ...string) any {
 }
 
 // history reads every emitted event of the stream, each checked against its schema.
-func history(t testing.TB, js jetstream.JetStream) []cloudEvent {
+func history(t *testing.T, js jetstream.JetStream) []cloudEvent {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -269,7 +270,7 @@ func history(t testing.TB, js jetstream.JetStream) []cloudEvent {
 }
 
 // terminals waits for the request's terminal event and returns all there are.
-func terminals(t testing.TB, js jetstream.JetStream, id string, limit time.Duration) []cloudEvent {
+func terminals(t *testing.T, js jetstream.JetStream, id string, limit time.Duration) []cloudEvent {
 	t.Helper()
 	var found []cloudEvent
 	await(t, limit, "the terminal event of "+id, func() bool {
@@ -286,7 +287,7 @@ func terminals(t testing.TB, js jetstream.JetStream, id string, limit time.Durat
 
 // pushBase pushes an image of busybox with every applet linked, plus ballast bytes
 // in many files.
-func pushBase(t testing.TB, ref string, ballast int64) {
+func pushBase(t *testing.T, ref string, ballast int64) {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -345,7 +346,7 @@ func pushBase(t testing.TB, ref string, ballast int64) {
 }
 
 // function is the JSON of a function with the given base and commands.
-func functionJSON(t testing.TB, fn, base string, commands ...string) []byte {
+func functionJSON(t *testing.T, fn, base string, commands ...string) []byte {
 	t.Helper()
 	raw, err := json.Marshal(map[string]any{
 		"kind": "job", "metadata": map[string]any{"name": fn, "project": "e2e"},
@@ -358,7 +359,7 @@ func functionJSON(t testing.TB, fn, base string, commands ...string) []byte {
 }
 
 // leftovers lists what a finished build must not leave behind.
-func (k *kiln) leftovers(t testing.TB) []string {
+func (k *kiln) leftovers(t *testing.T) []string {
 	t.Helper()
 	var left []string
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -387,11 +388,11 @@ func jetstreamID(id string) []jetstream.PublishOpt {
 }
 
 // startWorker runs `kiln worker` beside k until the test ends; it returns its output.
-func startWorker(t testing.TB, k *kiln) *lockedBuffer {
+func startWorker(t *testing.T, k *kiln) *lockedBuffer {
 	t.Helper()
 	out := &lockedBuffer{}
 	cmd := exec.Command(k.bin, "worker", "--http-addr", "127.0.0.1:0")
-	cmd.Env = append(k.env, "KILN_NATS_URL="+k.NATSURL, "KILN_REGISTRY_URL="+k.Registry, "KILN_SANDBOX_STATE_DIR="+t.TempDir())
+	cmd.Env = append(slices.Clone(k.env), "KILN_NATS_URL="+k.NATSURL, "KILN_REGISTRY_URL="+k.Registry, "KILN_SANDBOX_STATE_DIR="+t.TempDir())
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 
@@ -66,7 +68,7 @@ func readInput(name string, stdin io.Reader) ([]byte, error) {
 	if name == "-" {
 		raw, err = io.ReadAll(io.LimitReader(stdin, events.MaxData+1))
 	} else {
-		raw, err = os.ReadFile(name)
+		raw, err = os.ReadFile(name) //nolint:gosec // the user names the file
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read function file: %w", err)
@@ -124,13 +126,9 @@ func describe(err error) error {
 	if !ok || len(broken.Violations) == 0 {
 		return err
 	}
-	text := "the function is not valid:"
+	lines := []string{"the function is not valid:"}
 	for _, v := range broken.Violations {
-		path := v.Path
-		if path == "" {
-			path = "/"
-		}
-		text += "\n  " + path + ": " + v.Message
+		lines = append(lines, cmp.Or(v.Path, "/")+": "+v.Message)
 	}
-	return errors.New(text)
+	return errors.New(strings.Join(lines, "\n  "))
 }

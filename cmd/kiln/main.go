@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -120,7 +121,7 @@ func newParser(c *cli, opts ...kong.Option) (*kong.Kong, error) {
 		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.DefaultEnvars("KILN"),
 		kong.Configuration(yamlSettings),
-		kong.TypeMapper(sizeType, sizeMapper()),
+		kong.TypeMapper(reflect.TypeFor[size](), sizeMapper()),
 		kong.Vars{"version": versions()},
 	}, opts...)...)
 }

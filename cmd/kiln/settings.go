@@ -92,19 +92,25 @@ type workerFlags struct {
 // size is a number of bytes, written as 512MiB, 4GiB or plain bytes.
 type size int64
 
-var sizeType = reflect.TypeFor[size]()
-
-// units from the longest suffix to the shortest.
-func units() []struct {
+// unit is a suffix of a size.
+type unit struct {
 	suffix string
 	factor float64
-} {
-	return []struct {
-		suffix string
-		factor float64
-	}{
-		{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
-		{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1},
+}
+
+// units from the longest suffix to the shortest.
+func units() []unit {
+	return []unit{
+		{"KiB", 1 << 10},
+		{"MiB", 1 << 20},
+		{"GiB", 1 << 30},
+		{"TiB", 1 << 40},
+		{"KB", 1e3},
+		{"MB", 1e6},
+		{"GB", 1e9},
+		{"TB", 1e12},
+		{"B", 1},
+		{"", 1},
 	}
 }
 
@@ -214,15 +220,15 @@ func (f *fileSettings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (
 
 // versions is what --version prints.
 func versions() string {
-	version := "unknown"
+	version, revision := "unknown", ""
 	if info, ok := debug.ReadBuildInfo(); ok {
 		version = info.Main.Version
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
-				version += " " + s.Value
+				revision = " " + s.Value
 			}
 		}
 	}
 	executor := builder.DefaultExecutor()
-	return fmt.Sprintf("kiln %s, executor %s %s", version, executor.Name, executor.Version)
+	return fmt.Sprintf("kiln %s%s, executor %s %s", version, revision, executor.Name, executor.Version)
 }

@@ -54,7 +54,7 @@ func (u *upCmd) Run(ctx context.Context, s streams, c *cli) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, images.Close()) }()
+	defer func() { err = errors.Join(err, images.Close()) }() //nolint:contextcheck // closing outlives the context that ended
 	if u.Registry.URL == "" {
 		u.Registry.URL = images.Addr()
 	}
@@ -86,7 +86,7 @@ func (u *upCmd) serve(ctx context.Context, s streams, log zerolog.Logger, images
 	if err != nil {
 		return err
 	}
-	defer closeMonitor(monitor, log)
+	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
 	service, err := newService(ctx, u.buildFlags, filepath.Join(u.DataDir, "sandbox"), nc, u.Stream.topology(""), monitor.registry, log)
 	if err != nil {
 		return err
@@ -98,7 +98,7 @@ func (u *upCmd) serve(ctx context.Context, s streams, log zerolog.Logger, images
 	if err := writeAddresses(file, where); err != nil {
 		return err
 	}
-	defer os.Remove(file)
+	defer func() { _ = os.Remove(file) }()
 	welcome(s.out, where, u.DataDir)
 	return untilSignal(ctx, service.worker, log)
 }
@@ -151,7 +151,7 @@ func lockDir(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create data directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(filepath.Clean(dir), "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}

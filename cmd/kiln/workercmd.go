@@ -44,7 +44,7 @@ func (w *workerCmd) Run(ctx context.Context, s streams, c *cli) error {
 	if err != nil {
 		return err
 	}
-	defer closeMonitor(monitor, log)
+	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
 	topology := topologyFlags{}.topology(w.NATS.Prefix)
 	stateDir := filepath.Join(defaultDataDir(), "worker")
 	service, err := newService(ctx, w.buildFlags, stateDir, nc, topology, monitor.registry, log)
