@@ -50,7 +50,7 @@ clean: ## Remove everything that was built, downloaded or cached here
 # ---------------------------------------------------------------- checking
 
 .PHONY: test
-test: ## Run all unit tests, and the sandbox tests if this machine can
+test: $(BIN)/kaniko-executor ## Run all unit tests, and the sandbox tests if this machine can
 	@.ci/gotest test -race -shuffle=on -timeout 5m $(TESTFLAGS) $(PKGS)
 
 .PHONY: e2e
@@ -92,6 +92,7 @@ vuln: ## Look for known vulnerabilities that the code can reach
 ci: ## Lint, test and e2e, with the duration of each step
 	@mkdir -p $(CACHE)
 	: > $(DURATIONS)
+	$(MAKE) deps || echo "going on: tests that need it are skipped, and say so"
 	for step in lint test e2e; do
 		echo "--- $$step"
 		began=$$SECONDS
