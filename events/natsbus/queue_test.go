@@ -60,7 +60,7 @@ func TestSlotsShareTheRequests(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if err := d.Ack(t.Context()); err != nil {
+				if err := d.Ack(ctx); err != nil {
 					t.Error(err)
 				}
 				got <- d.Sequence()
