@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -40,6 +41,7 @@ func Run(t *testing.T, newHarness func(*testing.T) Harness) {
 	t.Helper()
 	for name, test := range map[string]func(*testing.T, Harness){
 		"pushes an image whose digest it returns":                testPushes,
+		"puts nothing of its own into an image from scratch":     testScratch,
 		"writes whole lines of the log in order":                 testLogs,
 		"survives a log that cannot be written":                  testBrokenLog,
 		"names the command that failed and its exit code":        testCommandFails,
@@ -164,9 +166,27 @@ func testPushes(t *testing.T, h Harness) {
 		t.Errorf("duration is %s", result.Duration)
 	}
 	if !h.Scripted {
-		if files := filesOf(t, fetch(t, plan.Destination), 1); files["made"] != "content\n" {
-			t.Errorf("layers hold %v, want made", files)
+		want := map[string]string{"made": "content\n"}
+		if diff := cmp.Diff(want, filesOf(t, fetch(t, plan.Destination), 1)); diff != "" {
+			t.Errorf("files of the new layers (-want +got):\n%s", diff)
 		}
+	}
+}
+
+func testScratch(t *testing.T, h Harness) {
+	t.Helper()
+	plan := NewPlan(builder.Image{}, h.Registry.Host+"/team/image", t.Name(), "COPY dir /app/")
+	inputs(&plan)
+	_, logs, err := h.build(t.Context(), plan)
+	if err != nil {
+		t.Fatalf("Run: %v\n%s", err, logs)
+	}
+	if h.Scripted {
+		return
+	}
+	want := map[string]string{"app/run.sh": "#!/bin/sh\necho from script\n"}
+	if diff := cmp.Diff(want, filesOf(t, fetch(t, plan.Destination), 0)); diff != "" {
+		t.Errorf("files of the image (-want +got):\n%s", diff)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 // whose every parent is a mount point, so that it cannot be renamed away.
 const guarded = "/dev/kiln"
 
+// hostname of every container.
+const hostname = "kiln-build"
+
 // digestFile is where the executor leaves the digest, relative to the root.
 const digestFile = "kaniko/digest"
 
@@ -58,7 +61,7 @@ func (b bundle) spec() *specs.Spec {
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: b.firstID, Size: mapped}}
 	return &specs.Spec{
 		Version:  "1.0.2",
-		Hostname: "kiln-build",
+		Hostname: hostname,
 		Root:     &specs.Root{Path: b.root},
 		Process: &specs.Process{
 			Args: append([]string{kaniko.Executor}, b.args...),

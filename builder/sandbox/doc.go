@@ -21,4 +21,8 @@
 // Build roots are below StateDir or on a tmpfs, whose mount exists only in the mount
 // namespace of one thread of this process and of the container, so that it goes when
 // they go, whatever ends them.
+//
+// A container ends with its build. When this process ends without a chance to clean
+// up, a guard, which is a shell that waits for that, deletes the container, and the
+// next New on the same StateDir removes what is left.
 package sandbox

@@ -133,8 +133,9 @@ func rel(name string) string { return strings.TrimPrefix(name, "/") }
 func bundleFiles(root *os.Root, owner int, dockerConfig []byte) error {
 	hosts, err := os.ReadFile("/etc/hosts")
 	if err != nil || !strings.Contains(string(hosts), "localhost") {
-		hosts = append(hosts, "\n127.0.0.1 localhost\n::1 localhost\n"...)
+		hosts = append(hosts, "\n127.0.0.1 localhost\n::1 localhost"...)
 	}
+	hosts = append(hosts, "\n127.0.0.1 "+hostname+"\n"...)
 	// Without a resolver the build reaches what it names by address.
 	resolv, _ := os.ReadFile("/etc/resolv.conf")
 	guest := &writer{root: root, owner: owner}
