@@ -44,6 +44,9 @@ func (b *Bus) Queue(ctx context.Context) (*Queue, error) {
 	return &Queue{nc: b.js.Conn(), consumer: consumer}, nil
 }
 
+// AckWait is how long a worker may be silent before its message goes to another.
+func (q *Queue) AckWait() time.Duration { return q.consumer.CachedInfo().Config.AckWait }
+
 // Next blocks until a request is there or ctx ends, then with ctx's error. Exactly
 // one message is asked for, and none waits in this process. After a reconnect it
 // asks again. Other errors are temporary, also that the server or the consumer is

@@ -169,3 +169,14 @@ func TestNakBringsTheMessageBackAfterItsDelay(t *testing.T) {
 		}
 	}
 }
+
+func TestQueueTellsItsAckWait(t *testing.T) {
+	t.Parallel()
+	queue, err := newBus(t, natsbus.Topology{AckWait: 7 * time.Second}).Queue(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := queue.AckWait(); got != 7*time.Second {
+		t.Errorf("AckWait() = %s, want 7s", got)
+	}
+}
