@@ -35,11 +35,10 @@ import (
 
 // program builds the kiln binary once for all tests of the package.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kiln-e2e-bin-")
+	bin, err := filepath.Abs("../../bin/kiln-e2e")
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(dir, "kiln")
 	out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)

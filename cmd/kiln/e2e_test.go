@@ -110,7 +110,7 @@ func TestKilledInMidBuildConvergesAfterARestart(t *testing.T) {
 }
 
 func TestBadBuildsEndInOneEventEach(t *testing.T) {
-	k := up(t, t.TempDir(), "KILN_SANDBOX_MEMORY=256MiB", "KILN_SANDBOX_DISK=300MiB")
+	k := up(t, t.TempDir(), "KILN_SANDBOX_MEMORY=256MiB", "KILN_SANDBOX_DISK=300MiB", "KILN_WORKER_MAX_ATTEMPTS=4")
 	base := k.Registry + "/base:1"
 	pushBase(t, base, 0)
 	js := k.js(t)
@@ -153,10 +153,7 @@ func TestBadBuildsEndInOneEventEach(t *testing.T) {
 	}
 	for id, tc := range cases {
 		t.Run(id, func(t *testing.T) {
-			if id == "registry-gone" && testing.Short() {
-				t.Skip("takes the whole retry time")
-			}
-			all := terminals(t, js, id, 4*time.Minute)
+			all := terminals(t, js, id, 90*time.Second)
 			if len(all) != 1 {
 				t.Fatalf("got %d terminal events, want 1: %s", len(all), all)
 			}

@@ -31,6 +31,18 @@ type embeddedRegistry struct {
 	addr   string
 	served chan error
 	silent silentConns
+	// busy is read-locked by every request, so that Close knows when the last one
+	// has let go of the files: the server does not wait for those that it cuts off.
+	busy sync.RWMutex
+}
+
+// ServeHTTP implements http.Handler.
+func (r *embeddedRegistry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	if !r.busy.TryRLock() {
+		return // closed
+	}
+	defer r.busy.RUnlock()
+	r.app.ServeHTTP(w, request)
 }
 
 // silentConns are the connections that nothing was asked on yet. A server that
@@ -84,11 +96,11 @@ func startRegistry(ctx context.Context, dir, addr string, log zerolog.Logger) (*
 	r := &embeddedRegistry{
 		app: app, addr: listener.Addr().String(), served: make(chan error, 1),
 		server: &http.Server{
-			Handler: app, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 			ErrorLog: slog.NewLogLogger(zerolog.NewSlogHandler(log), slog.LevelDebug),
 		},
 	}
-	r.server.ConnState = r.silent.note
+	r.server.Handler, r.server.ConnState = r, r.silent.note
 	go func() {
 		err := r.server.Serve(listener)
 		if !errors.Is(err, http.ErrServerClosed) {
@@ -135,6 +147,7 @@ func (r *embeddedRegistry) Close() error {
 	if served := <-r.served; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
 	}
+	r.busy.Lock() // for good
 	return errors.Join(err, r.app.Shutdown())
 }
 
