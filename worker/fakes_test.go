@@ -15,7 +15,6 @@ import (
 // memQueue is a queue in memory: Nak brings a message back after its delay.
 type memQueue struct {
 	ch   chan *memMessage
-	seq  uint64
 	mu   sync.Mutex
 	naks []time.Duration
 	acks int
@@ -26,8 +25,7 @@ func newMemQueue() *memQueue { return &memQueue{ch: make(chan *memMessage, 100)}
 func (q *memQueue) add(m events.Message) *memMessage {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.seq++
-	msg := &memMessage{q: q, event: m, seq: q.seq, answered: make(chan string, 100)}
+	msg := &memMessage{q: q, event: m, answered: make(chan string, 100)}
 	q.ch <- msg
 	return msg
 }
@@ -50,7 +48,6 @@ func (q *memQueue) counts() (acks int, naks []time.Duration) {
 type memMessage struct {
 	q        *memQueue
 	event    events.Message
-	seq      uint64
 	answered chan string
 	// lostAck makes the next Ack fail after the queue forgot about it, so that the
 	// message comes again.
@@ -61,7 +58,6 @@ type memMessage struct {
 }
 
 func (m *memMessage) Event() events.Message { return m.event }
-func (m *memMessage) Sequence() uint64      { return m.seq }
 func (m *memMessage) InProgress(context.Context) error {
 	if m.deaf {
 		return errors.New("no connection")

@@ -18,7 +18,7 @@ func (w *Worker) fulfil(ctx context.Context, t *task) (*events.BuildCompleted, e
 	if t.fault != nil {
 		return nil, t.fault
 	}
-	request, err := function.Resolve(w.cfg.Function, t.input())
+	request, err := function.Resolve(w.cfg.Function, Input(t.id, t.request))
 	if err != nil {
 		return nil, err
 	}

@@ -20,8 +20,6 @@ type Queue interface {
 type Message interface {
 	// Event is the message as it arrived.
 	Event() events.Message
-	// Sequence is the position of the message in its stream.
-	Sequence() uint64
 	// InProgress resets the redelivery timer.
 	InProgress(ctx context.Context) error
 	// Ack ends the message and waits for the server's confirmation.

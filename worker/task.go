@@ -75,11 +75,10 @@ func (t *task) conflict() {
 	t.log = t.log.With().Str("request_id", t.id).Logger()
 }
 
-// input translates the wire request for the function rules.
-func (t *task) input() function.Input {
-	r := t.request
+// Input translates a wire request for the function rules.
+func Input(requestID string, r *events.BuildRequest) function.Input {
 	in := function.Input{
-		RequestID: t.id, Function: r.Function, SkipDeployed: r.SkipDeployed, ForceBuild: r.ForceBuild,
+		RequestID: requestID, Function: r.Function, SkipDeployed: r.SkipDeployed, ForceBuild: r.ForceBuild,
 		MLRunVersionSpecifier: r.MLRunVersionSpecifier, BuilderEnv: r.BuilderEnv,
 		Timeout: r.Options.Timeout, Platform: r.Options.Platform, NoCache: r.Options.NoCache,
 	}

@@ -357,7 +357,7 @@ func TestLostAckIsAnsweredAgainWithoutASecondEvent(t *testing.T) {
 	b := setup(t, func(b *bundle) { b.stream.forget = true })
 	msg := b.request("r1", b.spec("echo hi"), nil)
 	b.queue.mu.Lock()
-	m := &memMessage{q: b.queue, event: msg, seq: 1, answered: make(chan string, 10), lostAck: true}
+	m := &memMessage{q: b.queue, event: msg, answered: make(chan string, 10), lostAck: true}
 	b.queue.mu.Unlock()
 	b.queue.ch <- m
 	m.await(t, "ack")

@@ -11,6 +11,7 @@ import (
 	"kiln/builder/kaniko"
 	"kiln/builder/registry"
 	"kiln/events"
+	"kiln/worker"
 )
 
 type planCmd struct {
@@ -56,7 +57,7 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	resolved, err := function.Resolve(p.function(), input(request))
+	resolved, err := function.Resolve(p.function(), worker.Input("plan", &request))
 	if err != nil {
 		return usage(err)
 	}
@@ -92,19 +93,6 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, er
 	}
 	defer images.Close()
 	return builder.Pin(ctx, p.builder(), images, r)
-}
-
-// input is the request as the function rules take it.
-func input(r events.BuildRequest) function.Input {
-	in := function.Input{
-		RequestID: "plan", Function: r.Function, SkipDeployed: r.SkipDeployed, ForceBuild: r.ForceBuild,
-		MLRunVersionSpecifier: r.MLRunVersionSpecifier, BuilderEnv: r.BuilderEnv,
-		Timeout: r.Options.Timeout, Platform: r.Options.Platform, NoCache: r.Options.NoCache,
-	}
-	if r.WithMLRun != nil {
-		in.WithMLRun = new(bool(*r.WithMLRun))
-	}
-	return in
 }
 
 func (v *planView) fill(r builder.Request, plan builder.Plan, images registry.Config) {
