@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,7 +25,7 @@ func nopLogger() *log.Logger { return log.New(io.Discard, "", 0) }
 
 func mustConfig(t *testing.T) *v1.ConfigFile {
 	t.Helper()
-	return &v1.ConfigFile{Architecture: "amd64", OS: "linux", RootFS: v1.RootFS{Type: "layers"}}
+	return &v1.ConfigFile{Architecture: runtime.GOARCH, OS: "linux", RootFS: v1.RootFS{Type: "layers"}}
 }
 
 func TestEngineFailureCarriesCodeTailAndHint(t *testing.T) {
@@ -171,6 +172,31 @@ func TestShutdownHandsTheRequestBackUncounted(t *testing.T) {
 	var r requestRecord
 	if err := json.Unmarshal(raw, &r); err != nil || r.Tries != 0 {
 		t.Errorf("record = %+v (%v), want no counted try", r, err)
+	}
+}
+
+func TestInterruptStopsWithoutAStopSignal(t *testing.T) {
+	t.Parallel()
+	running := make(chan struct{}, 10)
+	b := setup(t, func(b *bundle) {
+		b.engine = func(ctx context.Context, _ builder.Plan, _ io.Writer) (builder.Result, error) {
+			running <- struct{}{}
+			<-ctx.Done()
+			return builder.Result{}, &builder.Error{Kind: builder.KindInterrupted, Op: "building", Err: context.Cause(ctx)}
+		}
+	})
+	m := b.queue.add(b.request("r1", b.spec("echo hi"), nil))
+	<-running
+	b.worker.Interrupt()
+	b.worker.Interrupt()
+	select {
+	case <-b.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run() goes on after Interrupt()")
+	}
+	m.await(t, "nak")
+	if got := b.terminals(t); len(got) != 0 {
+		t.Errorf("an interrupt ended the request: %+v", got)
 	}
 }
 

@@ -42,13 +42,19 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 func (w *Worker) Run(ctx context.Context) error {
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	fetch, stopFetching := context.WithCancel(ctx)
+	defer stopFetching()
 	done := make(chan struct{})
 	var escalation sync.WaitGroup
-	escalation.Go(func() { w.escalate(ctx, done, cancel) })
+	escalation.Go(func() {
+		w.escalate(ctx, done)
+		stopFetching()
+		cancel(builder.ErrShutdown)
+	})
 
 	var slots sync.WaitGroup
 	for range w.cfg.Slots {
-		slots.Go(func() { w.slot(ctx, work) })
+		slots.Go(func() { w.slot(fetch, work) })
 	}
 	slots.Wait()
 	close(done)
@@ -56,27 +62,27 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// Interrupt ends the soft stop at once: running builds are interrupted and handed
-// back. Safe to call at any time and more than once.
+// Interrupt stops without a soft stop, or ends the one under way: running builds are
+// interrupted and handed back. Safe to call at any time and more than once.
 func (w *Worker) Interrupt() { w.interruptOnce.Do(func() { close(w.interrupt) }) }
 
-// escalate turns the end of fetching into the end of work.
-func (w *Worker) escalate(ctx context.Context, done <-chan struct{}, cancel context.CancelCauseFunc) {
+// escalate returns when running builds have to end: at an interrupt, when the
+// soft-stop time after ctx is over, or when there are none any more.
+func (w *Worker) escalate(ctx context.Context, done <-chan struct{}) {
 	select {
 	case <-done:
 		return
 	case <-w.interrupt:
+		return
 	case <-ctx.Done():
-		timer := time.NewTimer(w.cfg.SoftStop)
-		defer timer.Stop()
-		select {
-		case <-done:
-			return
-		case <-w.interrupt:
-		case <-timer.C:
-		}
 	}
-	cancel(builder.ErrShutdown)
+	timer := time.NewTimer(w.cfg.SoftStop)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-w.interrupt:
+	case <-timer.C:
+	}
 }
 
 // slot handles one message after another. It owns no message while it fetches,
@@ -86,11 +92,6 @@ func (w *Worker) slot(ctx, work context.Context) {
 	wait.InitialInterval = 100 * time.Millisecond
 	wait.MaxInterval = 10 * time.Second
 	for ctx.Err() == nil {
-		select {
-		case <-w.interrupt:
-			return
-		default:
-		}
 		msg, err := w.deps.Queue.Next(ctx)
 		if ctx.Err() != nil && msg == nil {
 			return

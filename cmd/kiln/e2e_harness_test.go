@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -326,7 +327,7 @@ func pushBase(t *testing.T, ref string, ballast int64) {
 		t.Fatal(err)
 	}
 	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{
-		Architecture: "amd64", OS: "linux", RootFS: v1.RootFS{Type: "layers"},
+		Architecture: runtime.GOARCH, OS: "linux", RootFS: v1.RootFS{Type: "layers"},
 		Config: v1.Config{Env: []string{"PATH=/bin:/usr/bin"}},
 	})
 	if err != nil {
