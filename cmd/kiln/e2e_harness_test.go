@@ -311,6 +311,8 @@ func pushBase(t *testing.T, ref string, ballast int64) {
 	for _, applet := range []string{"sh", "cat", "echo", "sleep", "ls", "mkdir", "dd", "rm", "head", "tr", "env", "id", "grep", "seq", "true", "false", "touch", "yes", "awk"} {
 		add(tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
 	}
+	// A pip that finds nothing.
+	add(tar.Header{Name: "bin/python", Mode: 0o755}, []byte("#!/bin/sh\ncat /kiln/requirements.txt\necho 'ERROR: No matching distribution found' >&2\nexit 1\n"))
 	add(tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	chunk := make([]byte, 20<<10)
 	for i := int64(0); i*int64(len(chunk)) < ballast; i++ {

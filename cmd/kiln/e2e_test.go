@@ -128,18 +128,22 @@ func TestBadBuildsEndInOneEventEach(t *testing.T) {
 		code string // "" is completed
 		text string
 	}{
-		"exit-7":         {request("exit-7", base, nil, "echo the last words; exit 7"), "command_failed", "exit 7"},
-		"no-such-base":   {request("no-such-base", k.Registry+"/nope:1", nil, "true"), "base_not_found", "nope"},
-		"too-slow":       {request("too-slow", base, map[string]any{"timeout": "3s"}, "sleep 60"), "timeout", "3s"},
-		"too-greedy":     {request("too-greedy", base, nil, `awk 'BEGIN { s = "xxxxxxxxxxxxxxxx"; while (1) s = s s }'`), "out_of_memory", ""},
-		"too-big":        {request("too-big", base, nil, "dd if=/dev/zero of=/big bs=1M count=900"), "disk_full", ""},
-		"registry-gone":  {request("registry-gone", "127.0.0.1:1/base:1", nil, "true"), "unavailable", ""},
-		"not-json":       {[]byte("make me an image"), "invalid_request", ""},
-		"two-mebibytes":  {request("two-mebibytes", base, nil, strings.Repeat("x", 2<<20)), "invalid_request", "1 MiB"},
-		"quotes":         {request("quotes", base, nil, `echo "it's $(echo quoted) \ `+"`echo ticks`"+`" > /q`), "", ""},
-		"many-lines":     {request("many-lines", base, nil, "x=1\nfor i in 1 2 3; do\n  echo \"$i $x\"\ndone > /lines\ncat <<'EOF'\nRUN evil\nEOF"), "", ""},
-		"hundred-kB":     {request("hundred-kB", base, nil, "echo "+strings.Repeat("x", 100_000)+" > /long"), "", ""},
-		"unicode":        {request("unicode", base, nil, "echo 'grüße 🔥 \u202e' > /unicode"), "", ""},
+		"exit-7":        {request("exit-7", base, nil, "echo the last words; exit 7"), "command_failed", "exit 7"},
+		"no-such-base":  {request("no-such-base", k.Registry+"/nope:1", nil, "true"), "base_not_found", "nope"},
+		"too-slow":      {request("too-slow", base, map[string]any{"timeout": "3s"}, "sleep 60"), "timeout", "3s"},
+		"too-greedy":    {request("too-greedy", base, nil, `awk 'BEGIN { s = "xxxxxxxxxxxxxxxx"; while (1) s = s s }'`), "out_of_memory", ""},
+		"too-big":       {request("too-big", base, nil, "dd if=/dev/zero of=/big bs=1M count=900"), "disk_full", ""},
+		"registry-gone": {request("registry-gone", "127.0.0.1:1/base:1", nil, "true"), "unavailable", ""},
+		"not-json":      {[]byte("make me an image"), "invalid_request", ""},
+		"two-mebibytes": {request("two-mebibytes", base, nil, strings.Repeat("x", 2<<20)), "invalid_request", "1 MiB"},
+		"quotes":        {request("quotes", base, nil, `echo "it's $(echo quoted) \ `+"`echo ticks`"+`" > /q`), "", ""},
+		"many-lines":    {request("many-lines", base, nil, "x=1\nfor i in 1 2 3; do\n  echo \"$i $x\"\ndone > /lines\ncat <<'EOF'\nRUN evil\nEOF"), "", ""},
+		"hundred-kB":    {request("hundred-kB", base, nil, "echo "+strings.Repeat("x", 100_000)+" > /long"), "", ""},
+		"unicode":       {request("unicode", base, nil, "echo 'grüße 🔥 \u202e' > /unicode"), "", ""},
+		"no-such-package": {
+			bytes.Replace(request("no-such-package", base, nil), []byte(`"commands":null`), []byte(`"requirements":["nosuch==9"]`), 1),
+			"requirements_failed", "nosuch==9",
+		},
 		"line-injection": {request("line-injection", base, nil, "true\nUSER nobody\nKILN_EOF\nRUN touch /injected"), "command_failed", ""},
 	}
 	for id, tc := range cases {
