@@ -29,22 +29,33 @@ type Registry interface {
 // concurrent use.
 type Builder struct {
 	cfg      Config
+	lookup   Lookup
 	registry Registry
 	engine   Engine
 	secrets  []string
 }
 
+// Lookup is what plans are completed with.
+type Lookup struct {
+	// Registry knows base images. Required.
+	Registry Registry
+	// Sources fetches code. Nil: requests with a source are refused.
+	Sources Sources
+	// Secrets knows the secrets of projects. Nil: projects have none.
+	Secrets SecretStore
+}
+
 // New returns a Builder. Values in secrets, credentials for example, are kept out
 // of logs beside those that a plan brings.
-func New(cfg Config, registry Registry, engine Engine, secrets ...string) (*Builder, error) {
+func New(cfg Config, lookup Lookup, engine Engine, secrets ...string) (*Builder, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("builder configuration: %w", err)
 	}
-	if registry == nil || engine == nil {
+	if lookup.Registry == nil || engine == nil {
 		return nil, errors.New("builder needs a registry and an engine")
 	}
-	return &Builder{cfg: cfg, registry: registry, engine: engine, secrets: slices.Clone(secrets)}, nil
+	return &Builder{cfg: cfg, lookup: lookup, registry: lookup.Registry, engine: engine, secrets: slices.Clone(secrets)}, nil
 }
 
 // EngineName is the wire name of the engine.
@@ -52,34 +63,80 @@ func (b *Builder) EngineName() string { return b.engine.Name() }
 
 var digestPattern = regexp.MustCompile(`^sha(256:[0-9a-f]{64}|512:[0-9a-f]{128})$`)
 
-// Plan pins the base image and returns the plan.
+// Plan pins base image and source, and returns the plan.
 func (b *Builder) Plan(ctx context.Context, r Request) (Plan, error) {
-	return pin(ctx, b.cfg, b.registry, r)
+	return b.lookup.pin(ctx, b.cfg, r)
 }
 
 // Pin is Builder.Plan for who does not build.
-func Pin(ctx context.Context, cfg Config, registry Registry, r Request) (Plan, error) {
+func Pin(ctx context.Context, cfg Config, lookup Lookup, r Request) (Plan, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return Plan{}, fmt.Errorf("builder configuration: %w", err)
 	}
-	return pin(ctx, cfg, registry, r)
+	return lookup.pin(ctx, cfg, r)
 }
 
-func pin(ctx context.Context, cfg Config, registry Registry, r Request) (Plan, error) {
-	draft, err := newPlan(cfg, r, Image{Ref: r.Base})
-	if err != nil || r.Base == Scratch {
-		return draft, err
+func (l Lookup) pin(ctx context.Context, cfg Config, r Request) (Plan, error) {
+	f := found{base: Image{Ref: r.Base}, source: r.Source}
+	var err error
+	if f.secrets, err = l.projectSecrets(ctx, r); err != nil {
+		return Plan{}, err
 	}
-	base, err := registry.Resolve(ctx, r.Base, draft.Platform)
+	draft, err := newPlan(cfg, r, f)
 	if err != nil {
 		return Plan{}, err
 	}
+	if r.Base != Scratch {
+		if f.base, err = l.base(ctx, r, draft.Platform); err != nil {
+			return Plan{}, err
+		}
+	}
+	if r.Source != nil {
+		if f.source, err = l.source(ctx, *r.Source, draft.SourceEnv()); err != nil {
+			return Plan{}, err
+		}
+	}
+	return newPlan(cfg, r, f)
+}
+
+func (l Lookup) projectSecrets(ctx context.Context, r Request) (map[string]string, error) {
+	if l.Secrets == nil {
+		return visible(r, nil)
+	}
+	all, err := l.Secrets.Secrets(ctx, r.Project)
+	if err != nil {
+		return nil, err
+	}
+	return visible(r, all)
+}
+
+func (l Lookup) base(ctx context.Context, r Request, platform string) (Image, error) {
+	base, err := l.Registry.Resolve(ctx, r.Base, platform)
+	if err != nil {
+		return Image{}, err
+	}
 	if !digestPattern.MatchString(base.Digest) {
-		return Plan{}, Errorf(KindUnavailable, "resolving base image "+r.Base, "the registry answered with digest %q", base.Digest)
+		return Image{}, Errorf(KindUnavailable, "resolving base image "+r.Base, "the registry answered with digest %q", base.Digest)
 	}
 	base.Ref = r.Base
-	return newPlan(cfg, r, base)
+	return base, nil
+}
+
+func (l Lookup) source(ctx context.Context, s Source, env map[string]string) (*Source, error) {
+	const op = "pinning the source"
+	if l.Sources == nil {
+		return nil, Errorf(KindInvalidRequest, op, "this worker fetches no sources")
+	}
+	version, err := l.Sources.Pin(ctx, s.URL, env)
+	if err != nil {
+		return nil, err
+	}
+	if version == "" {
+		return nil, Errorf(KindUnavailable, op, "nobody knows its version")
+	}
+	s.Version = version
+	return &s, nil
 }
 
 // Build runs the plan and returns once the image was read back from the registry.

@@ -3,9 +3,13 @@ package builder
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"runtime"
+	"slices"
 	"time"
+
+	"kiln/builder/dockerfile"
 )
 
 // Config of a Builder. The zero value is usable; every field says its default.
@@ -23,6 +27,20 @@ type Config struct {
 	Executor Executor
 	// Pip is where packages come from. The zero value is pip's own default.
 	Pip Pip
+	// DefaultArgs are build arguments of every build, by name. They are part of the
+	// Dockerfile, so they must not be secret. A request's own of the same name goes first.
+	DefaultArgs map[string]string
+}
+
+// defaultArgs returns the configured build arguments that the request has none of.
+func (c Config) defaultArgs(r Request) []dockerfile.Default {
+	args := make([]dockerfile.Default, 0, len(c.DefaultArgs))
+	for _, name := range slices.Sorted(maps.Keys(c.DefaultArgs)) {
+		if !slices.ContainsFunc(r.BuildArgs, func(a Arg) bool { return a.Name == name }) {
+			args = append(args, dockerfile.Default{Name: name, Value: c.DefaultArgs[name]})
+		}
+	}
+	return args
 }
 
 var platformPattern = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?$`)
@@ -47,6 +65,11 @@ func (c Config) withDefaults() Config {
 
 func (c Config) validate() error {
 	faults := []error{checkPlatform(c.Platform), c.Limits.validate(), c.Pip.validate()}
+	for name := range c.DefaultArgs {
+		if err := dockerfile.CheckName(name); err != nil {
+			faults = append(faults, fmt.Errorf("default build argument: %w", err))
+		}
+	}
 	if c.Timeout < 0 {
 		faults = append(faults, fmt.Errorf("timeout %s is negative", c.Timeout))
 	}

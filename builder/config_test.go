@@ -44,7 +44,10 @@ func TestConfigReportsEveryFaultAndNoPassword(t *testing.T) {
 		},
 	}
 	for name, construct := range map[string]func() error{
-		"New":   func() error { _, err := builder.New(cfg, fakeRegistry{}, engineFunc(pushed)); return err },
+		"New": func() error {
+			_, err := builder.New(cfg, builder.Lookup{Registry: fakeRegistry{}}, engineFunc(pushed))
+			return err
+		},
 		"Draft": func() error { _, err := builder.Draft(cfg, request()); return err },
 	} {
 		err := construct()
@@ -67,10 +70,10 @@ func TestConfigReportsEveryFaultAndNoPassword(t *testing.T) {
 
 func TestNewNeedsRegistryAndEngine(t *testing.T) {
 	t.Parallel()
-	if _, err := builder.New(builder.Config{}, nil, engineFunc(pushed)); err == nil {
+	if _, err := builder.New(builder.Config{}, builder.Lookup{}, engineFunc(pushed)); err == nil {
 		t.Error("a missing registry was accepted")
 	}
-	if _, err := builder.New(builder.Config{}, fakeRegistry{}, nil); err == nil {
+	if _, err := builder.New(builder.Config{}, builder.Lookup{Registry: fakeRegistry{}}, nil); err == nil {
 		t.Error("a missing engine was accepted")
 	}
 }

@@ -60,7 +60,7 @@ func request() builder.Request {
 
 func newBuilder(t *testing.T, cfg builder.Config, reg builder.Registry, engine engineFunc, secrets ...string) *builder.Builder {
 	t.Helper()
-	b, err := builder.New(cfg, reg, engine, secrets...)
+	b, err := builder.New(cfg, builder.Lookup{Registry: reg}, engine, secrets...)
 	if err != nil {
 		t.Fatal(err)
 	}

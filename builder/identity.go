@@ -14,8 +14,8 @@ import (
 // the SHA-256 over every field, name and value each preceded by its length, so that
 // no two different lists of fields have the same bytes. Fields are: the version of
 // this scheme, the digest of the base, the platform, the executor with its flags,
-// the Dockerfile, every file of the context with its mode, every build argument and
-// the version of every secret.
+// the Dockerfile, every file of the context with its mode, the version of the source,
+// every build argument and the version of every secret.
 //
 // What only says where the image goes, who asked for it or how long it may take is
 // not part of it, nor are the values of secrets.
@@ -39,6 +39,9 @@ func (p *Plan) identify() {
 	for _, f := range slices.SortedFunc(slices.Values(p.Context), func(a, b File) int { return cmp.Compare(a.Name, b.Name) }) {
 		fields = append(fields, Field{"context:" + f.Name, fmt.Sprintf("%04o %s", f.Mode, hash(string(f.Data)))})
 	}
+	if s := p.Source; s != nil {
+		fields = append(fields, Field{"source", s.Version})
+	}
 	shown := slices.Clone(fields)
 	for _, a := range p.BuildArgs {
 		f := Field{"build-arg:" + a.Name, hash(a.Value)}
@@ -53,7 +56,7 @@ func (p *Plan) identify() {
 		fields, shown = append(fields, f), append(shown, f)
 	}
 	p.Identity, p.BuildID = shown, ""
-	if base != "" {
+	if base != "" && (p.Source == nil || p.Source.Version != "") {
 		p.BuildID = digestOf(fields)
 	}
 }

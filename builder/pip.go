@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"kiln/builder/dockerfile"
 )
 
 // Pip names the package indexes. URLs may hold credentials; they reach RUN
@@ -19,6 +22,9 @@ type Pip struct {
 	ExtraIndexURLs []string
 	// TrustedHosts may be used without (valid) HTTPS, as host or host:port.
 	TrustedHosts []string
+	// CA are certificates in PEM form that indexes are checked with, in place of those
+	// that pip brings.
+	CA string
 }
 
 // IDs of the build secrets that carry pip's settings: the environment variables
@@ -27,6 +33,7 @@ const (
 	pipIndexURLID      = "PIP_INDEX_URL"
 	pipExtraIndexURLID = "PIP_EXTRA_INDEX_URL"
 	pipTrustedHostID   = "PIP_TRUSTED_HOST"
+	pipCertID          = "PIP_CERT"
 )
 
 var (
@@ -48,6 +55,9 @@ func (p Pip) validate() error {
 		if !trustedHost.MatchString(host) {
 			faults = append(faults, fmt.Errorf("pip trusted host %q is not host or host:port", host))
 		}
+	}
+	if p.CA != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(p.CA)) {
+		faults = append(faults, errors.New("pip CA holds no certificate in PEM form"))
 	}
 	return errors.Join(faults...)
 }
@@ -80,6 +90,9 @@ func (p Pip) secrets() []Secret {
 	add(pipIndexURLID, p.IndexURL)
 	add(pipExtraIndexURLID, p.ExtraIndexURLs...)
 	add(pipTrustedHostID, p.TrustedHosts...)
+	if p.CA != "" {
+		add(pipCertID, dockerfile.PipCAPath)
+	}
 	return all
 }
 

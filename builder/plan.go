@@ -20,6 +20,17 @@ type Plan struct {
 	BuildArgs []Arg
 	// Secrets are offered to RUN through --mount=type=secret, by ID.
 	Secrets []Secret
+	// Source is the pinned code that goes into the folder SourceDir of the context; nil:
+	// none. The engine fetches it, with SourceEnv.
+	Source *Source
+	// RegistrySecret names the registry credentials that go before the configured ones.
+	RegistrySecret string
+	// Verbose asks for a detailed log.
+	Verbose bool
+	// RequestID, Project, Function and Tag say who asked first; no part of the identity.
+	RequestID, Project, Function, Tag string
+	// Scheduling is the function's; no part of the identity.
+	Scheduling Scheduling
 	// Destination is "<repository>:kiln-<build_id>", what the executor pushes.
 	Destination string
 	// Target is the reference that the user asked for; it is moved to the digest
@@ -33,6 +44,22 @@ type Plan struct {
 	Limits Limits
 	// Identity lists the fields that BuildID is the digest of, for people.
 	Identity []Field
+}
+
+// SourceDir is the folder of the build context that holds the code.
+const SourceDir = "source"
+
+// SourceEnv returns the variables that credentials for fetching the source are taken
+// from: the build arguments and, where none has the name, the secrets.
+func (p Plan) SourceEnv() map[string]string {
+	env := make(map[string]string, len(p.Secrets)+len(p.BuildArgs))
+	for _, s := range p.Secrets {
+		env[s.ID] = s.Value
+	}
+	for _, a := range p.BuildArgs {
+		env[a.Name] = a.Value
+	}
+	return env
 }
 
 // Image is a reference and what the registry says about it.

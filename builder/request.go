@@ -1,6 +1,9 @@
 package builder
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Request is what a user asks for, after every rule of MLRun was applied
 // (builder/function makes it) and before anything was looked up.
@@ -26,12 +29,37 @@ type Request struct {
 	BuildArgs []Arg
 	// Extra is Dockerfile text that is appended as it is.
 	Extra string
+	// Source is the code that goes into the image, not pinned. Nil: none.
+	Source *Source
+	// Secrets are the names of the project's secrets that the build may see. Nil: all.
+	Secrets []string
+	// RegistrySecret names the registry credentials that go before the configured ones
+	// (spec.build.secret). Empty: only the configured ones.
+	RegistrySecret string
+	// Flags are flags of the executor that the user asks for, as "--name=value" or
+	// "--name", checked against those that the executor has and Kiln does not own.
+	Flags []string
+	// Verbose asks for a detailed log.
+	Verbose bool
+	// Scheduling says where the function asks to be built.
+	Scheduling Scheduling
 	// Timeout bounds the engine's work. Zero: the configured default.
 	Timeout time.Duration
 	// Platform is os/arch[/variant]. Empty: the configured default.
 	Platform string
 	// Rebuild ignores an identical finished build (force_build, options.no_cache).
 	Rebuild bool
+}
+
+// Scheduling is what a function asks of a cluster, in Kubernetes' own terms. Engines
+// without a cluster leave it alone. Affinity is a JSON object, Tolerations a JSON list.
+type Scheduling struct {
+	NodeName       string
+	NodeSelector   map[string]string
+	Affinity       json.RawMessage
+	Tolerations    json.RawMessage
+	PriorityClass  string
+	ServiceAccount string
 }
 
 // Decision is the answer to "is a build needed?".

@@ -80,6 +80,16 @@ type Options struct {
 	Platform string `json:"platform,omitempty"`
 	// NoCache builds again even when an identical build is finished.
 	NoCache bool `json:"no_cache,omitempty"`
+	// LayerOrder says whether the source comes before commands and requirements:
+	// "source_first" as in MLRun, "source_last", or "auto", the default: last when no
+	// command can depend on it.
+	LayerOrder string `json:"layer_order,omitempty"`
+	// Secrets are the names of the project's secrets that the build may see. Nil: all.
+	Secrets []string `json:"secrets,omitzero"`
+	// ClientVersion and ClientPythonVersion are what MLRun's client sends as headers:
+	// the version of mlrun and of Python that the function was written with.
+	ClientVersion       string `json:"client_version,omitempty"`
+	ClientPythonVersion string `json:"client_python_version,omitempty"`
 }
 
 // BuildStarted is the data of build.started: one per attempt that really runs.

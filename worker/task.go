@@ -81,6 +81,8 @@ func Input(requestID string, r *events.BuildRequest) function.Input {
 		RequestID: requestID, Function: r.Function, SkipDeployed: r.SkipDeployed, ForceBuild: r.ForceBuild,
 		MLRunVersionSpecifier: r.MLRunVersionSpecifier, BuilderEnv: r.BuilderEnv,
 		Timeout: r.Options.Timeout, Platform: r.Options.Platform, NoCache: r.Options.NoCache,
+		LayerOrder: r.Options.LayerOrder, Secrets: r.Options.Secrets,
+		ClientVersion: r.Options.ClientVersion, ClientPythonVersion: r.Options.ClientPythonVersion,
 	}
 	if r.WithMLRun != nil {
 		in.WithMLRun = new(bool(*r.WithMLRun))

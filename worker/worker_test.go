@@ -117,7 +117,7 @@ func (b *bundle) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	engine := b.engine
-	bld, err := builder.New(builder.Config{}, reg, engineFunc(func(ctx context.Context, p builder.Plan, l io.Writer) (builder.Result, error) {
+	bld, err := builder.New(builder.Config{}, builder.Lookup{Registry: reg}, engineFunc(func(ctx context.Context, p builder.Plan, l io.Writer) (builder.Result, error) {
 		b.runs.Add(1)
 		return engine(ctx, p, l)
 	}))

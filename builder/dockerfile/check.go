@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -18,8 +19,10 @@ const (
 )
 
 var (
-	argName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	reference = regexp.MustCompile(`^(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?/)?` +
+	targetDir    = regexp.MustCompile(`^/[A-Za-z0-9._+@=,~/ -]*$`)
+	numericOwner = regexp.MustCompile(`^[0-9]{1,10}:[0-9]{1,10}$`)
+	argName      = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	reference    = regexp.MustCompile(`^(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?/)?` +
 		`[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*` +
 		`(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?` +
 		`(?:@(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?$`)
@@ -50,6 +53,31 @@ func CheckName(name string) error {
 	default:
 		return nil
 	}
+}
+
+// CheckTarget reports why dir cannot be the folder of the image that the source goes
+// to: an absolute path of plain characters, without "..".
+func CheckTarget(dir string) error {
+	switch {
+	case len(dir) > maxBase:
+		return fmt.Errorf("is longer than %d bytes", maxBase)
+	case !targetDir.MatchString(dir):
+		return fmt.Errorf("%.80q is not an absolute path of letters, digits, spaces and . _ - + @ = , ~", dir)
+	case slices.Contains(strings.Split(dir, "/"), ".."):
+		return fmt.Errorf("%.80q holds ..", dir)
+	case strings.Trim(dir, "/") == "":
+		return errors.New("is the root folder, where the source would be mixed with the system")
+	default:
+		return nil
+	}
+}
+
+// CheckOwner reports why owner is not "uid:gid"; empty is root.
+func CheckOwner(owner string) error {
+	if owner != "" && !numericOwner.MatchString(owner) {
+		return fmt.Errorf("%.80q is not uid:gid", owner)
+	}
+	return nil
 }
 
 // CheckCommand reports why command cannot be rendered. A shell script with any

@@ -24,14 +24,23 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
-// RequirementsFile is the name of the context file that holds the requirements.
-const RequirementsFile = "requirements.txt"
+// Names of context files.
+const (
+	// RequirementsFile holds the requirements.
+	RequirementsFile = "requirements.txt"
+	// PipCAFile holds the certificates that pip trusts.
+	PipCAFile = "pip-ca.crt"
+)
 
 // mountDir is where context files appear while a RUN uses them. It stays out of
 // the image.
 const mountDir = "/kiln/"
+
+// PipCAPath is where every RUN sees PipCAFile.
+const PipCAPath = mountDir + PipCAFile
 
 // Spec is what a Dockerfile is made of.
 type Spec struct {
@@ -46,9 +55,29 @@ type Spec struct {
 	Requirements []string
 	// Extra is Dockerfile text. It is appended as it is, with a newline at its end.
 	Extra string
-	// PipSecrets are ids of build secrets that every RUN sees as environment
-	// variables of the same name ("PIP_INDEX_URL"), since commands may call pip too.
-	PipSecrets []string
+	// Secrets are ids of build secrets that every RUN sees as environment variables of
+	// the same name ("PIP_INDEX_URL", "GIT_TOKEN").
+	Secrets []string
+	// PipCA are certificates in PEM form that every RUN sees as PipCAPath; a secret
+	// PIP_CERT tells pip so. Empty: none.
+	PipCA string
+	// Defaults are build arguments with values that are no secret, for every build.
+	Defaults []Default
+	// Source is the code; nil: none.
+	Source *Source
+}
+
+// Default is a build argument with its value.
+type Default struct{ Name, Value string }
+
+// Source says where a folder of the context goes, which is then on Python's path.
+type Source struct {
+	// Dir is the folder of the context, Target the one in the image.
+	Dir, Target string
+	// Owner is "uid:gid". Empty: root.
+	Owner string
+	// First puts it before the commands.
+	First bool
 }
 
 // File is a file of the build context that the text refers to. Name is a plain
@@ -60,8 +89,9 @@ type File struct {
 }
 
 // Render returns the Dockerfile and the context files that it mounts: FROM, ARG
-// lines, one RUN per command, one RUN for the requirements, Extra. The error
-// joins every fault of s, each with the field and index it is about.
+// lines, one RUN per command, one RUN for the requirements, Extra; the source before
+// the first RUN or after the last. The error joins every fault of s, each with the
+// field and index it is about.
 func Render(s Spec) (string, []File, error) {
 	if err := s.check(); err != nil {
 		return "", nil, err
@@ -70,22 +100,35 @@ func Render(s Spec) (string, []File, error) {
 		text  strings.Builder
 		files []File
 	)
-	secrets := secretMounts(s.PipSecrets)
+	mounts := secretMounts(s.Secrets)
+	if s.PipCA != "" {
+		mounts = bindMount(PipCAFile) + mounts
+		files = append(files, textFile(PipCAFile, s.PipCA))
+	}
 	fmt.Fprintf(&text, "FROM %s\n", s.Base)
 	for _, name := range s.Args {
 		fmt.Fprintf(&text, "ARG %s\n", name)
 	}
+	for _, arg := range s.Defaults {
+		fmt.Fprintf(&text, "ARG %s=%s\n", arg.Name, quote(arg.Value))
+	}
+	if s.Source != nil && s.Source.First {
+		text.WriteString(s.Source.render())
+	}
 	for i, command := range s.Commands {
-		run, file := renderCommand(i+1, Normalize(command), secrets)
+		run, file := renderCommand(i+1, Normalize(command), mounts)
 		text.WriteString(run)
 		if file != nil {
 			files = append(files, *file)
 		}
 	}
 	if len(s.Requirements) > 0 {
-		text.WriteString("RUN --mount=type=cache,target=/root/.cache/pip " + bindMount(RequirementsFile) + secrets +
+		text.WriteString("RUN --mount=type=cache,target=/root/.cache/pip " + bindMount(RequirementsFile) + mounts +
 			"python -m pip install -r " + mountDir + RequirementsFile + "\n")
 		files = append(files, textFile(RequirementsFile, strings.Join(s.Requirements, "\n")+"\n"))
+	}
+	if s.Source != nil && !s.Source.First {
+		text.WriteString(s.Source.render())
 	}
 	if s.Extra != "" {
 		text.WriteString(s.Extra)
@@ -105,7 +148,12 @@ func (s Spec) check() error {
 	}
 	note("base", CheckBase(s.Base))
 	checkNames(note, "args", s.Args)
-	checkNames(note, "pip secrets", s.PipSecrets)
+	checkNames(note, "secrets", s.Secrets)
+	checkDefaults(note, s.Defaults)
+	if s.Source != nil {
+		note("source target", CheckTarget(s.Source.Target))
+		note("source owner", CheckOwner(s.Source.Owner))
+	}
 	for i, command := range s.Commands {
 		note(fmt.Sprintf("commands[%d]", i), CheckCommand(command))
 	}
@@ -126,6 +174,29 @@ func checkNames(note func(string, error), field string, names []string) {
 		}
 		seen[name] = true
 	}
+}
+
+func checkDefaults(note func(string, error), defaults []Default) {
+	for _, arg := range defaults {
+		note("default build argument "+arg.Name, errors.Join(CheckName(arg.Name), checkText(arg.Value)))
+		if strings.ContainsFunc(arg.Value, unicode.IsControl) {
+			note("default build argument "+arg.Name, errors.New("holds a control character"))
+		}
+	}
+}
+
+// quote makes one word of a text without control characters, as a Dockerfile parser
+// reads it: nothing in it is expanded.
+func quote(text string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`).Replace(text) + `"`
+}
+
+func (s Source) render() string {
+	owner := ""
+	if s.Owner != "" {
+		owner = "--chown=" + s.Owner + " "
+	}
+	return fmt.Sprintf("COPY %s[\"%s/\", \"%s/\"]\nENV PYTHONPATH=\"%s\"\n", owner, s.Dir, strings.TrimRight(s.Target, "/"), s.Target)
 }
 
 // secretMounts returns RUN flags, each followed by a space.

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -15,17 +17,19 @@ import (
 // whatever is rendered parses to exactly what was asked for. Lists are cut at "\x01".
 func FuzzRender(f *testing.F) {
 	for _, seed := range [][]string{
-		{"python:3.12-slim", "A\x01B", "pip list\x01a\nb", "numpy\x01pandas>2 # why", "USER 1000", "PIP_INDEX_URL"},
-		{"python AS x", "A=b", "--mount=type=bind a", "-r /etc/shadow", "# escape=`", ""},
-		{"scratch", "", "KILN_EOF\nKILN_EOF_2\r\nUSER root\x01[\"a\"]\x01cat <<E\x01a \\", "", "FROM x\nRUN <<E\nE", "a b"},
-		{"a@sha256:" + strings.Repeat("a", 64), "_", "#!/bin/bash -e\nx\x01#!sh\x01\ufeff\u2028", "a\\\x01b", "\\", "X"},
-		{"$A", "$A", "\v\f\u0085x\u00a0\x01- -\x01\r\n\ta\r\n", "\u2028", "ARG A", "A\x01A"},
+		{"python:3.12-slim", "A\x01B", "pip list\x01a\nb", "numpy\x01pandas>2 # why", "USER 1000", "PIP_INDEX_URL", "/home/mlrun_code/", "v"},
+		{"python AS x", "A=b", "--mount=type=bind a", "-r /etc/shadow", "# escape=`", "", "/a\"]\nUSER root", "$A ${HOME} \\"},
+		{"scratch", "", "KILN_EOF\nKILN_EOF_2\r\nUSER root\x01[\"a\"]\x01cat <<E\x01a \\", "", "FROM x\nRUN <<E\nE", "a b", "/a b/../c", "\"'`"},
+		{"a@sha256:" + strings.Repeat("a", 64), "_", "#!/bin/bash -e\nx\x01#!sh\x01\ufeff\u2028", "a\\\x01b", "\\", "X", "/$A", "a\nUSER root"},
+		{"$A", "$A", "\v\f\u0085x\u00a0\x01- -\x01\r\n\ta\r\n", "\u2028", "ARG A", "A\x01A", "--from=x /", "<<E"},
 	} {
-		f.Add(seed[0], seed[1], seed[2], seed[3], seed[4], seed[5])
+		f.Add(seed[0], seed[1], seed[2], seed[3], seed[4], seed[5], seed[6], seed[7])
 	}
-	f.Fuzz(func(t *testing.T, base, args, commands, requirements, extra, secrets string) {
+	f.Fuzz(func(t *testing.T, base, args, commands, requirements, extra, secrets, target, value string) {
 		spec := dockerfile.Spec{
-			Base: base, Args: list(args), Commands: list(commands), Requirements: list(requirements), PipSecrets: list(secrets),
+			Base: base, Args: list(args), Commands: list(commands), Requirements: list(requirements), Secrets: list(secrets),
+			Source:   &dockerfile.Source{Dir: "source", Target: target, Owner: value, First: len(value)%2 == 0},
+			Defaults: []dockerfile.Default{{Name: "DEFAULT", Value: value}},
 		}
 		text, files, err := dockerfile.Render(spec)
 		if err != nil {
@@ -52,7 +56,16 @@ func accepted(spec dockerfile.Spec) dockerfile.Spec {
 		slices.Sort(list)
 		return slices.Compact(keep(list, dockerfile.CheckName))
 	}
-	spec.Args, spec.PipSecrets = names(spec.Args), names(spec.PipSecrets)
+	spec.Args, spec.Secrets = names(spec.Args), names(spec.Secrets)
+	if dockerfile.CheckOwner(spec.Source.Owner) != nil {
+		spec.Source.Owner = "1:2"
+	}
+	if dockerfile.CheckTarget(spec.Source.Target) != nil {
+		spec.Source = nil
+	}
+	if strings.ContainsFunc(spec.Defaults[0].Value, unicode.IsControl) || !utf8.ValidString(spec.Defaults[0].Value) {
+		spec.Defaults = nil
+	}
 	spec.Commands = keep(spec.Commands, dockerfile.CheckCommand)
 	spec.Requirements = keep(spec.Requirements, dockerfile.CheckRequirement)
 	return spec

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
 	"kiln/builder/dockerfile"
 )
@@ -52,18 +53,24 @@ func checkText(t *testing.T, spec dockerfile.Spec, text string, files []dockerfi
 	if stage.BaseName != spec.Base || stage.Name != "" || stage.Platform != "" {
 		t.Fatalf("FROM is %q as %q for %q, want %q", stage.BaseName, stage.Name, stage.Platform, spec.Base)
 	}
-	want := len(spec.Args) + len(spec.Commands)
-	if len(spec.Requirements) > 0 {
-		want++
-	}
-	if len(stage.Commands) != want {
-		t.Fatalf("got %d instructions, want %d\n%s", len(stage.Commands), want, text)
-	}
-	for i, name := range spec.Args {
-		arg, ok := stage.Commands[i].(*instructions.ArgCommand)
-		if !ok || len(arg.Args) != 1 || arg.Args[0].Key != name || arg.Args[0].Value != nil {
-			t.Fatalf("instruction %d is %v, want ARG %s", i, stage.Commands[i], name)
+	rest := stage.Commands
+	next := func() instructions.Command {
+		t.Helper()
+		if len(rest) == 0 {
+			t.Fatalf("got %d instructions, want more\n%s", len(stage.Commands), text)
 		}
+		first := rest[0]
+		rest = rest[1:]
+		return first
+	}
+	for _, name := range spec.Args {
+		checkArg(t, next(), name, nil)
+	}
+	for _, arg := range spec.Defaults {
+		checkArg(t, next(), arg.Name, &arg.Value)
+	}
+	if spec.Source != nil && spec.Source.First {
+		checkSource(t, *spec.Source, next(), next())
 	}
 	data := make(map[string]string, len(files))
 	for _, file := range files {
@@ -73,18 +80,66 @@ func checkText(t *testing.T, spec dockerfile.Spec, text string, files []dockerfi
 		t.Fatal("two context files have the same name")
 	}
 	for i, command := range spec.Commands {
-		checkCommand(t, spec, i, command, asRun(t, stage.Commands[len(spec.Args)+i]), data)
+		checkCommand(t, spec, i, command, asRun(t, next()), data)
 	}
 	if len(spec.Requirements) > 0 {
-		run := asRun(t, stage.Commands[want-1])
+		run := asRun(t, next())
 		checkMounts(t, run, append([]string{"cache:/root/.cache/pip", bind("requirements.txt")}, secrets(spec)...))
 		checkLine(t, run, "python -m pip install -r /kiln/requirements.txt")
 		checkEqual(t, "requirements.txt", data["requirements.txt"], strings.Join(spec.Requirements, "\n")+"\n")
 		delete(data, "requirements.txt")
 	}
+	if spec.PipCA != "" {
+		checkEqual(t, "pip-ca.crt", data["pip-ca.crt"], spec.PipCA)
+		delete(data, "pip-ca.crt")
+	}
+	if spec.Source != nil && !spec.Source.First {
+		checkSource(t, *spec.Source, next(), next())
+	}
+	if len(rest) != 0 {
+		t.Fatalf("got %d instructions more than wanted\n%s", len(rest), text)
+	}
 	if len(data) != 0 {
 		t.Fatalf("context files that nothing mounts: %v", data)
 	}
+}
+
+// checkArg wants ARG name, with a value that is value after expansion.
+func checkArg(t *testing.T, command instructions.Command, name string, value *string) {
+	t.Helper()
+	arg, ok := command.(*instructions.ArgCommand)
+	if !ok || len(arg.Args) != 1 || arg.Args[0].Key != name || (arg.Args[0].Value == nil) != (value == nil) {
+		t.Fatalf("got %v, want ARG %s", command, name)
+	}
+	if value != nil {
+		checkEqual(t, "default of "+name, expand(t, *arg.Args[0].Value), *value)
+	}
+}
+
+// checkSource wants the COPY of the folder and Python's path.
+func checkSource(t *testing.T, want dockerfile.Source, first, second instructions.Command) {
+	t.Helper()
+	dir, ok := first.(*instructions.CopyCommand)
+	if !ok || dir.From != "" || dir.Chown != want.Owner || dir.Chmod != "" || len(dir.SourceContents) != 0 || len(dir.SourcePaths) != 1 {
+		t.Fatalf("got %v, want COPY of the source", first)
+	}
+	checkEqual(t, "source", expand(t, dir.SourcePaths[0]), want.Dir+"/")
+	checkEqual(t, "target", expand(t, dir.DestPath), strings.TrimRight(want.Target, "/")+"/")
+	env, ok := second.(*instructions.EnvCommand)
+	if !ok || len(env.Env) != 1 || env.Env[0].Key != "PYTHONPATH" {
+		t.Fatalf("got %v, want ENV PYTHONPATH", second)
+	}
+	checkEqual(t, "PYTHONPATH", expand(t, env.Env[0].Value), want.Target)
+}
+
+// expand does with a word what BuildKit and Kaniko do, with a variable set.
+func expand(t *testing.T, word string) string {
+	t.Helper()
+	got, _, err := shell.NewLex('\\').ProcessWord(word, shell.EnvsFromSlice([]string{"HOME=/root", "A=a"}))
+	if err != nil {
+		t.Fatalf("expand %q: %v", word, err)
+	}
+	return got
 }
 
 func checkCommand(t *testing.T, spec dockerfile.Spec, i int, command string, run *instructions.RunCommand, data map[string]string) {
@@ -177,8 +232,11 @@ func checkEqual(t *testing.T, what, got, want string) {
 func bind(file string) string { return "bind:" + file + ":/kiln/" + file }
 
 func secrets(spec dockerfile.Spec) []string {
-	mounts := make([]string, 0, len(spec.PipSecrets))
-	for _, id := range spec.PipSecrets {
+	mounts := make([]string, 0, 1+len(spec.Secrets))
+	if spec.PipCA != "" {
+		mounts = append(mounts, bind("pip-ca.crt"))
+	}
+	for _, id := range spec.Secrets {
 		mounts = append(mounts, "secret:"+id+":"+id)
 	}
 	return mounts

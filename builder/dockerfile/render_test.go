@@ -140,7 +140,7 @@ func TestRenderKeepsHostileStringsInTheirInstruction(t *testing.T) {
 			for _, secrets := range [][]string{nil, {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"}} {
 				spec := dockerfile.Spec{
 					Base: "python:3.12-slim", Args: []string{"A", "_b1"}, Commands: []string{"true", command, "echo end"},
-					Requirements: []string{"a", "b"}, PipSecrets: secrets,
+					Requirements: []string{"a", "b"}, Secrets: secrets,
 				}
 				text, files, err := dockerfile.Render(spec)
 				if err != nil {
@@ -193,7 +193,7 @@ func TestRenderReportsAllFaultsWithTheirPlace(t *testing.T) {
 	_, _, err := dockerfile.Render(dockerfile.Spec{
 		Base:         "python:3.12 AS x",
 		Args:         []string{"OK", "A=b", "OK"},
-		PipSecrets:   []string{"x,target=/etc/shadow"},
+		Secrets:      []string{"x,target=/etc/shadow"},
 		Commands:     []string{"echo", "a\x00b", " \n\t", "a\rb", "#!/usr/bin/env -S python3\n", "#!sh", "\xff"},
 		Requirements: []string{"ok", "a\x00", "b\nc", "d\u2028e", `f \`, "", "\xff"},
 		Extra:        "USER a\x00",
@@ -205,7 +205,7 @@ func TestRenderReportsAllFaultsWithTheirPlace(t *testing.T) {
 		`base: "python:3.12 AS x" is not an image reference`,
 		`args[1]: "A=b" is not a name: letters, digits and underscores, not beginning with a digit`,
 		`args[2]: "OK" is named twice`,
-		`pip secrets[0]: "x,target=/etc/shadow" is not a name: letters, digits and underscores, not beginning with a digit`,
+		`secrets[0]: "x,target=/etc/shadow" is not a name: letters, digits and underscores, not beginning with a digit`,
 		`commands[1]: holds a NUL byte`,
 		`commands[2]: is blank`,
 		`commands[3]: holds a carriage return that does not end a line`,

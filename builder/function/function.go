@@ -45,6 +45,12 @@ type Input struct {
 	Platform string
 	// NoCache builds again even when an identical build is finished.
 	NoCache bool
+	// LayerOrder is "auto" (or empty), "source_first" or "source_last".
+	LayerOrder string
+	// Secrets are the names of the project's secrets that the build may see. Nil: all.
+	Secrets []string
+	// ClientVersion and ClientPythonVersion are those of MLRun's client.
+	ClientVersion, ClientPythonVersion string
 }
 
 // Resolve applies every rule to in. The error is a *builder.Error of

@@ -67,6 +67,9 @@ func Args(plan builder.Plan, opts Options) []string {
 	for i, secret := range plan.Secrets {
 		args = append(args, fmt.Sprintf("--secret=id=%s,type=env,env=%s%d", secret.ID, secretEnv, i))
 	}
+	if plan.Verbose {
+		args = append(args, "--verbosity=debug")
+	}
 	return append(args, plan.Executor.Flags...)
 }
 

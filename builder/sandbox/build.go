@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -88,6 +90,9 @@ func (b *build) inside(ctx context.Context, dir *os.Root, where place) (string, 
 	if err := fill(root, b.plan, int(b.firstID)); err != nil {
 		return "", fmt.Errorf("write build root: %w", err)
 	}
+	if err := b.fetchSource(ctx, root); err != nil {
+		return "", err
+	}
 	if err := b.writeBundle(dir, where); err != nil {
 		return "", err
 	}
@@ -97,6 +102,49 @@ func (b *build) inside(ctx context.Context, dir *os.Root, where place) (string, 
 		return "", err
 	}
 	return b.judge(ctx, root, where, log, ended)
+}
+
+// fetchSource writes the plan's code into the context. It gives the time of the limits
+// to the fetch too.
+func (b *build) fetchSource(ctx context.Context, root *os.Root) error {
+	src := b.plan.Source
+	if src == nil {
+		return nil
+	}
+	const op = "fetching the source"
+	if b.engine.cfg.Sources == nil {
+		return builder.Errorf(builder.KindInvalidRequest, op, "this worker fetches no sources")
+	}
+	folder := path.Join(rel(kaniko.Context), builder.SourceDir)
+	if err := root.MkdirAll(folder, 0o755); err != nil {
+		return unavailable(op, err)
+	}
+	dir, err := root.OpenRoot(folder)
+	if err != nil {
+		return unavailable(op, err)
+	}
+	defer dir.Close()
+	if err := b.engine.cfg.Sources.Fetch(ctx, src.URL, src.Version, b.plan.SourceEnv(), dir); err != nil {
+		if ctx.Err() != nil {
+			return canceled(ctx)
+		}
+		return err
+	}
+	return own(dir, int(b.firstID))
+}
+
+// own gives a fetched tree to the container's root, who could not read it otherwise.
+func own(dir *os.Root, owner int) error {
+	err := fs.WalkDir(dir.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return dir.Lchown(name, owner, owner)
+	})
+	if err != nil {
+		return unavailable("writing the source", err)
+	}
+	return nil
 }
 
 // writeBundle writes the container's specification and what it mounts.

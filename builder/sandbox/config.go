@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -25,6 +27,11 @@ const (
 	gib = int64(1) << 30
 	mib = int64(1) << 20
 )
+
+// Sources is what an Engine needs of builder.Sources.
+type Sources interface {
+	Fetch(ctx context.Context, url, version string, env map[string]string, dir *os.Root) error
+}
 
 // Config of an Engine. StateDir is required; every other field has a default.
 type Config struct {
@@ -58,6 +65,8 @@ type Config struct {
 	// processes, 1 h, CPU unlimited. A build root on tmpfs counts as disk: it does
 	// not take from the memory limit.
 	Limits builder.Limits
+	// Sources fetches the code of plans that have a source. Nil: such plans are refused.
+	Sources Sources
 	// CgroupParent is the cgroup that those of builds are made in. Defaults to "/kiln".
 	CgroupParent string
 	// Grace is how long stopping a container may take before the runtime is killed.

@@ -97,7 +97,7 @@ func newBare(t *testing.T, k *kiln, executor string) bareEngine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := builder.New(builder.Config{}, reg, engine)
+	b, err := builder.New(builder.Config{}, builder.Lookup{Registry: reg}, engine)
 	if err != nil {
 		t.Fatal(err)
 	}

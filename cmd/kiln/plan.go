@@ -92,7 +92,7 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, er
 		return builder.Plan{}, err
 	}
 	defer images.Close()
-	return builder.Pin(ctx, p.builder(), images, r)
+	return builder.Pin(ctx, p.builder(), builder.Lookup{Registry: images}, r)
 }
 
 func (v *planView) fill(r builder.Request, plan builder.Plan, images registry.Config) {

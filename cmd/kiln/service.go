@@ -122,7 +122,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 }
 
 func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
-	b, err := builder.New(f.builder(), s.registry, s.engine, s.registry.Secrets()...)
+	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
 	if err != nil {
 		return nil, err
 	}
