@@ -37,6 +37,9 @@ type Options struct {
 	// google, ecr, acr, gitlab. Empty: none. With helpers, build arguments named like
 	// the variables that they read (AWS_…) change who pushes.
 	CredentialHelpers []string
+	// SecretDir is a folder with a file for each of Plan.Secrets, named by its index.
+	// Empty: the executor reads them from its environment, see Env.
+	SecretDir string
 }
 
 // Args returns the arguments of the executor, without its path.
@@ -65,7 +68,11 @@ func Args(plan builder.Plan, opts Options) []string {
 		args = append(args, "--build-arg="+arg.Name)
 	}
 	for i, secret := range plan.Secrets {
-		args = append(args, fmt.Sprintf("--secret=id=%s,type=env,env=%s%d", secret.ID, secretEnv, i))
+		from := fmt.Sprintf("type=env,env=%s%d", secretEnv, i)
+		if opts.SecretDir != "" {
+			from = fmt.Sprintf("type=file,src=%s/%d", opts.SecretDir, i)
+		}
+		args = append(args, "--secret=id="+secret.ID+","+from)
 	}
 	if plan.Verbose {
 		args = append(args, "--verbosity=debug")
@@ -73,18 +80,23 @@ func Args(plan builder.Plan, opts Options) []string {
 	return append(args, plan.Executor.Flags...)
 }
 
-// Env returns the whole environment of the executor, as "NAME=value". None of it
-// reaches a command or the image, except build arguments that the Dockerfile
-// declares and secrets that a RUN mounts.
-func Env(plan builder.Plan) []string {
-	env := make([]string, 0, 16+len(plan.BuildArgs)+len(plan.Secrets))
-	env = append(env,
+// Settings returns the part of the executor's environment that is the same for every
+// plan, as "NAME=value".
+func Settings() []string {
+	return []string{
 		"HOME=/root",
 		"USER=root",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"FF_KANIKO_RUN_MOUNT_BIND=true",
 		"FF_KANIKO_RUN_MOUNT_SECRET=true",
-	)
+	}
+}
+
+// Env returns the whole environment of the executor, as "NAME=value". None of it
+// reaches a command or the image, except build arguments that the Dockerfile
+// declares and secrets that a RUN mounts.
+func Env(plan builder.Plan) []string {
+	env := slices.Grow(Settings(), len(plan.BuildArgs)+len(plan.Secrets))
 	for _, arg := range plan.BuildArgs {
 		env = append(env, arg.Name+"="+arg.Value)
 	}

@@ -119,3 +119,11 @@ func TestCheckRefusesValuesThatCannotBePassed(t *testing.T) {
 		t.Errorf("Check(plan) = %v", err)
 	}
 }
+
+func TestSecretsMayBeFiles(t *testing.T) {
+	t.Parallel()
+	args := strings.Join(Args(plan(), Options{SecretDir: "/s"}), " ")
+	if !strings.Contains(args, "--secret=id=PIP_INDEX_URL,type=file,src=/s/0") || strings.Contains(args, "type=env") {
+		t.Errorf("arguments: %s", args)
+	}
+}

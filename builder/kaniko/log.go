@@ -126,7 +126,7 @@ func (l *Log) flush(line, head []byte) {
 	case word != "":
 		l.started = true
 		l.note(word)
-		l.emit(clean([]byte(word)))
+		l.emit(Clean(word))
 	}
 }
 
@@ -136,7 +136,7 @@ func (l *Log) print(line, head []byte) {
 	if cut {
 		line = head
 	}
-	text := clean(line)
+	text := Clean(string(line))
 	l.noSpace = l.noSpace || noSpace(text)
 	if len(text) > maxOutput {
 		text, cut = strings.ToValidUTF8(text[:maxOutput], ""), true
@@ -150,7 +150,7 @@ func (l *Log) print(line, head []byte) {
 // note keeps what may be the executor's last word.
 func (l *Log) note(word string) {
 	const most = 4 << 10
-	word = clean([]byte(strings.ToValidUTF8(word[:min(len(word), most)], "")))
+	word = Clean(strings.ToValidUTF8(word[:min(len(word), most)], ""))
 	l.noSpace = l.noSpace || noSpace(word)
 	if code, ok := failedInstruction(word); ok {
 		l.failed = word
@@ -168,11 +168,11 @@ func (l *Log) executor(level, msg string) {
 	switch level {
 	case "warning":
 		if !noise(msg) {
-			l.emit("warning: " + clean([]byte(msg)))
+			l.emit("warning: " + Clean(msg))
 		}
 	case "error", "fatal", "panic":
 		l.note("Error: " + msg)
-		l.emit("error: " + clean([]byte(msg)))
+		l.emit("error: " + Clean(msg))
 	default:
 		l.info(msg)
 	}
@@ -216,7 +216,7 @@ func (l *Log) milestone(msg string) {
 		if m.phase == PhaseUnpack {
 			rest = ""
 		}
-		if line := m.say + clean([]byte(rest)); m.phase != PhaseBase || !l.resolved[line] {
+		if line := m.say + Clean(rest); m.phase != PhaseBase || !l.resolved[line] {
 			l.resolved[line] = len(l.resolved) < 100
 			l.emit(line)
 		}

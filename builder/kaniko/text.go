@@ -43,7 +43,7 @@ func readable(instruction string) string {
 	const most = 200
 	text := mounts.ReplaceAllString(strings.TrimSpace(instruction), "RUN ")
 	first, more, _ := strings.Cut(text, "\n")
-	first = clean([]byte(first))
+	first = Clean(first)
 	if runes := []rune(first); len(runes) > most {
 		first, more = string(runes[:most]), "…"
 	}
@@ -53,11 +53,11 @@ func readable(instruction string) string {
 	return first
 }
 
-// clean makes a line harmless to terminals and readers: what a carriage return
+// Clean makes a line harmless to terminals and readers: what a carriage return
 // would overwrite is dropped, and so are control sequences, control characters and
 // characters that change the direction of text; what is not UTF-8 is replaced.
-func clean(line []byte) string {
-	text := strings.TrimRight(string(line), "\r\n")
+func Clean(line string) string {
+	text := strings.TrimRight(line, "\r\n")
 	if i := strings.LastIndexByte(text, '\r'); i >= 0 {
 		text = text[i+1:]
 	}
