@@ -20,7 +20,8 @@ type Engine interface {
 	// the same time. When ctx is canceled with cause ErrShutdown the engine stops
 	// waiting (a local container is stopped, a Job goes on) and returns an error of
 	// KindInterrupted. Any other cancel stops the execution and cleans up, and
-	// returns an error of KindTimeout for a deadline, else KindCanceled.
+	// returns an error of KindTimeout for a deadline, else KindCanceled. With cause
+	// ErrLeaseLost a Job goes on too, since it is its new owner's.
 	//
 	// Every error is an *Error; its Kind says whose fault it is.
 	Run(ctx context.Context, plan Plan, logs io.Writer) (Result, error)
