@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -48,6 +49,9 @@ func (s *Sources) download(ctx context.Context, l location, env map[string]strin
 	}
 	if digest, err = s.cache.put(ctx, o.body, s.cfg.Limits.Download); err != nil {
 		return "", err
+	}
+	if l.digest != "" && l.digest != "sha256:"+digest {
+		return "", unavailable("read the uploaded context", errors.Join(fmt.Errorf("it is sha256:%s", digest), s.cache.drop(digest)))
 	}
 	// A weak tag says that the content means the same, not that it is the same.
 	if o.tag != "" && !strings.HasPrefix(o.tag, "W/") {

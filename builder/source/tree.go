@@ -208,10 +208,19 @@ func (c counted) Read(p []byte) (int, error) {
 	if c.t.written > c.t.limits.Unpacked {
 		return n, c.t.tooMuch()
 	}
-	if c.t.packed != nil && c.t.written > ratioFrom && c.t.written/c.t.limits.Ratio > c.t.packed() {
-		return n, invalid("the source is more than %d times as large as its archive, which is the limit", c.t.limits.Ratio)
+	if tooDense := c.t.checkRatio(0); tooDense != nil {
+		return n, tooDense
 	}
 	return n, err
+}
+
+// checkRatio refuses what is much larger than its archive, with a number of bytes that
+// is still to be written.
+func (t *tree) checkRatio(more int64) error {
+	if size := t.written + more; t.packed != nil && size > ratioFrom && size/t.limits.Ratio > t.packed() {
+		return invalid("the source is more than %d times as large as its archive, which is the limit", t.limits.Ratio)
+	}
+	return nil
 }
 
 func (t *tree) tooMuch() error {

@@ -120,7 +120,6 @@ func unpack(f *os.File, t *tree) error {
 			err = untar(z, t)
 		}
 	case formatZip:
-		t.packed = info.Size
 		err = unzip(read, info.Size(), t)
 	default:
 		err = untar(read, t)
@@ -225,7 +224,14 @@ func unzip(f *countedFile, size int64, t *tree) error {
 	if len(archive.File) > t.limits.Entries {
 		return t.tooMany()
 	}
+	var packed int64
+	t.packed = func() int64 { return packed }
 	for _, e := range archive.File {
+		packed += int64(min(e.CompressedSize64, 1<<40)) //nolint:gosec // bounded
+		// The library gives no more than is announced.
+		if err := t.checkRatio(int64(min(e.UncompressedSize64, 1<<60))); err != nil { //nolint:gosec // bounded
+			return err
+		}
 		if err := unzipEntry(e, t); err != nil {
 			return err
 		}
@@ -267,7 +273,7 @@ func unzipEntry(e *zip.File, t *tree) error {
 	defer r.Close()
 	if mode.IsRegular() {
 		// Archives made on Windows let everybody write; unzip would apply the umask.
-		return t.file(e.Name, mode.Perm()&^0o022, e.Modified, int64(min(e.UncompressedSize64, 1<<62)), r) //nolint:gosec // bounded
+		return t.file(e.Name, mode.Perm()&^0o022, e.Modified, int64(min(e.UncompressedSize64, 1<<60)), r) //nolint:gosec // bounded
 	}
 	target, err := io.ReadAll(io.LimitReader(r, int64(t.limits.Path)+1))
 	if err != nil {

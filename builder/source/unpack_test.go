@@ -150,7 +150,7 @@ func TestArchivesOfEveryKindAreUnpackedAlike(t *testing.T) {
 
 func TestHostileArchivesAreRefused(t *testing.T) {
 	t.Parallel()
-	limits := Limits{Unpacked: 200 << 20, Entries: 1000}.withDefaults()
+	limits := Limits{Unpacked: 80 << 20, Entries: 1000}.withDefaults()
 	for name, tc := range map[string]struct {
 		entries []entry
 		says    string
@@ -162,8 +162,8 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		"through a link":  {[]entry{{name: "a", kind: tar.TypeSymlink, link: ".."}, file("a/sentinel", "x")}, "something else"},
 		"device":          {[]entry{{name: "sda", kind: tar.TypeBlock}}, "sda"},
 		"pipe":            {[]entry{{name: "p", kind: tar.TypeFifo}}, `"p"`},
-		"large":           {[]entry{{name: "zeros", size: 300 << 20}}, "200 MiB"},
-		"bomb":            {[]entry{{name: "zeros", size: 100 << 20}}, "200 times"},
+		"large":           {[]entry{{name: "zeros", size: 81 << 20}}, "80 MiB"},
+		"bomb":            {[]entry{{name: "zeros", size: 75 << 20}}, "200 times"},
 		"entries":         {slices.Repeat([]entry{file("a", "x")}, 1001), "limit of 1000"},
 		"64 kB name":      {[]entry{file(strings.Repeat("n/", 30<<10)+"n", "x")}, "longer"},
 		"not UTF-8":       {[]entry{file("a\xff\xfe", "x")}, "UTF-8"},
@@ -175,7 +175,8 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 	} {
 		for _, archive := range archiveNames() {
 			tarOnly := slices.Contains([]string{"hard link out", "char device", "unknown", "contiguous file"}, name)
-			if tarOnly && archive == "a.zip" || name == "bomb" && archive == "a.tar" {
+			// In a zip its ratio is seen first.
+			if (tarOnly || name == "large") && archive == "a.zip" || name == "bomb" && archive == "a.tar" {
 				continue
 			}
 			t.Run(name+" in "+archive, func(t *testing.T) {
