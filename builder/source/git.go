@@ -36,6 +36,10 @@ func (s *Sources) pinGit(ctx context.Context, l location, env map[string]string)
 	defer session.Close()
 	candidates := candidateRefs(l.ref)
 	refs, err := session.GetRemoteRefs(ctx, &transport.GetRemoteRefsOptions{RefPrefixes: prefixes(candidates)})
+	if errors.Is(err, transport.ErrEmptyRemoteRepository) && l.ref != "" {
+		// None that was asked for.
+		refs, err = &transport.RemoteRefs{}, nil
+	}
 	if err != nil {
 		return version{}, gitError(err, gitHint)
 	}
