@@ -115,8 +115,12 @@ func (c Config) validate() error {
 		name  string
 		value int64
 	}{
-		{"cache size", c.CacheSize}, {"timeout", int64(c.Timeout)}, {"download limit", c.Limits.Download},
-		{"unpacked limit", c.Limits.Unpacked}, {"entries limit", int64(c.Limits.Entries)}, {"ratio limit", c.Limits.Ratio},
+		{"cache size", c.CacheSize},
+		{"timeout", int64(c.Timeout)},
+		{"download limit", c.Limits.Download},
+		{"unpacked limit", c.Limits.Unpacked},
+		{"entries limit", int64(c.Limits.Entries)},
+		{"ratio limit", c.Limits.Ratio},
 		{"path limit", int64(c.Limits.Path)},
 	} {
 		if limit.value < 0 {

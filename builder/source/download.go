@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -161,12 +160,16 @@ func (t *tags) put(key [sha256.Size]byte, tag, digest string) {
 // tagKey is the same for the same location with the same credentials: what one may
 // see says nothing about another.
 func tagKey(l location, env map[string]string) [sha256.Size]byte {
-	fields := []string{l.String(), l.url.RawQuery, l.user.String()}
-	for _, name := range slices.Sorted(maps.Keys(env)) {
-		fields = append(fields, name, env[name])
+	sum := sha256.New()
+	write := func(field string) { fmt.Fprintf(sum, "%d:%s", len(field), field) }
+	for _, field := range []string{l.String(), l.url.RawQuery, l.user.String()} {
+		write(field)
 	}
-	raw, _ := json.Marshal(fields) // of strings: cannot fail
-	return sha256.Sum256(raw)
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		write(name)
+		write(env[name])
+	}
+	return [sha256.Size]byte(sum.Sum(nil))
 }
 
 // secretVariables are those whose values are credentials.

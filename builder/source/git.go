@@ -212,7 +212,6 @@ func gitError(err error, hint string) error {
 	answer, _ := errors.AsType[*githttp.Err](err)
 	refusal, _ := errors.AsType[*pktline.ErrorLine](err)
 	remote, _ := errors.AsType[*transport.RemoteError](err)
-	_, unread := errors.AsType[*http.ProtocolError](err)
 	_, network := errors.AsType[net.Error](err)
 	switch {
 	case err == nil, isOurs(err):
@@ -229,7 +228,7 @@ func gitError(err error, hint string) error {
 		return denied(hint)
 	case errors.Is(err, transport.ErrRepositoryNotFound):
 		return notFound("the server has no such repository, or does not show it; %s", hint)
-	case unread, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return builder.Errorf(builder.KindUnavailable, "", "%w: %w", errNotHTTP, err)
 	case network:
 		return err

@@ -113,8 +113,10 @@ func gitServer(tb testing.TB, root string, allow func(*http.Request) bool) *http
 	tb.Helper()
 	backend := &cgi.Handler{
 		Path: gitProgram(tb), Args: []string{"http-backend"},
-		Env: []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=" + root,
-			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
+		Env: []string{
+			"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_NOSYSTEM=1", "HOME=" + root,
+			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*",
+		},
 		InheritEnv: []string{"PATH"},
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -294,14 +296,14 @@ func TestTokensStayWithTheirServer(t *testing.T) {
 	root := t.TempDir()
 	newRepository(t, root, "repo")
 	var stolen atomic.Bool
-	real := gitServer(t, root, func(r *http.Request) bool {
+	other := gitServer(t, root, func(r *http.Request) bool {
 		if r.Header.Get("Authorization") != "" {
 			stolen.Store(true)
 		}
 		return true
 	})
 	moved := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, real.URL+r.URL.String(), http.StatusMovedPermanently)
+		http.Redirect(w, r, other.URL+r.URL.String(), http.StatusMovedPermanently)
 	}))
 	defer moved.Close()
 	_, dir := fetched(t, newSources(t, nil), "git+"+moved.URL+"/repo", map[string]string{"GIT_TOKEN": "hunter2"})
@@ -400,6 +402,7 @@ func TestGitDaemonsAreSpokenToOnLoopback(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
 	r, commits := newRepository(t, root, "repo")
+	git := gitProgram(t)
 	// inetd's part of `git daemon`: one process for each connection.
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -412,7 +415,7 @@ func TestGitDaemonsAreSpokenToOnLoopback(t *testing.T) {
 			if err != nil {
 				return
 			}
-			cmd := exec.Command(gitProgram(t), "daemon", "--inetd", "--export-all", "--base-path="+root)
+			cmd := exec.CommandContext(t.Context(), git, "daemon", "--inetd", "--export-all", "--base-path="+root)
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + root, "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}
 			socket, err := conn.(*net.TCPConn).File()
 			if err == nil {

@@ -54,7 +54,8 @@ func (s *Sources) gsToken(ctx context.Context, env map[string]string) (*oauth2.T
 		return s.ambientGS(ctx)
 	}
 	var key struct {
-		Type google.CredentialsType `json:"type"`
+		Type     google.CredentialsType `json:"type"`
+		TokenURI string                 `json:"token_uri"`
 	}
 	if err := json.Unmarshal([]byte(text), &key); err != nil {
 		return nil, invalid("GOOGLE_APPLICATION_CREDENTIALS is not JSON: a worker does not read files that a request names; give the text of the key")
@@ -62,6 +63,15 @@ func (s *Sources) gsToken(ctx context.Context, env map[string]string) (*oauth2.T
 	// Other types make the library read files, run programs and ask metadata services.
 	if key.Type != google.ServiceAccount && key.Type != google.AuthorizedUser {
 		return nil, invalid("credentials for Google of the type %.40q are not accepted, only of a service_account or authorized_user", key.Type)
+	}
+	if key.TokenURI != "" {
+		u, err := url.Parse(key.TokenURI)
+		if err != nil {
+			return nil, invalid("the token_uri of the credentials for Google is not a URL")
+		}
+		if err := s.network.check(u); err != nil {
+			return nil, err
+		}
 	}
 	ctx = context.WithValue(ctx, oauth2.HTTPClient, s.network.client(&url.URL{}, nil))
 	creds, err := google.CredentialsFromJSONWithType(ctx, []byte(text), key.Type, gsScope)

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -400,7 +401,7 @@ func zipOfMillion() []byte {
 	record := append([]byte("PK\x01\x02"), make([]byte, 42)...)
 	le.PutUint16(record[28:], 1)
 	record = append(record, 'a')
-	out := append(local, bytes.Repeat(record, count)...)
+	out := slices.Concat(local, bytes.Repeat(record, count))
 	end64 := append([]byte("PK\x06\x06"), make([]byte, 52)...)
 	le.PutUint64(end64[4:], 44)
 	le.PutUint64(end64[24:], count)
@@ -523,7 +524,7 @@ func TestManyPinAndFetchAtOnceFromOneCache(t *testing.T) {
 	t.Parallel()
 	content := map[string][]byte{}
 	for i := range 8 {
-		content[fmt.Sprintf("/%d.tar.gz", i)] = archiveBytes(t, "a.tar.gz", file("n", strings.Repeat(fmt.Sprint(i), 1000)))
+		content[fmt.Sprintf("/%d.tar.gz", i)] = archiveBytes(t, "a.tar.gz", file("n", strings.Repeat(strconv.Itoa(i), 1000)))
 	}
 	server := serve(t, content)
 	shared := t.TempDir()
@@ -547,7 +548,7 @@ func TestManyPinAndFetchAtOnceFromOneCache(t *testing.T) {
 					return
 				}
 			}
-			if diff := cmp.Diff([]string{"n=" + strings.Repeat(fmt.Sprint(i%8), 1000)}, dir.list(t)); diff != "" {
+			if diff := cmp.Diff([]string{"n=" + strings.Repeat(strconv.Itoa(i%8), 1000)}, dir.list(t)); diff != "" {
 				t.Errorf("tree (-want +got):\n%s", diff)
 			}
 		})

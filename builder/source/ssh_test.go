@@ -2,6 +2,7 @@ package source
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
@@ -62,13 +63,13 @@ func sshServer(tb testing.TB, root string, host ssh.Signer, client ssh.PublicKey
 			if err != nil {
 				return
 			}
-			go serveSSH(conn, config, git, root)
+			go serveSSH(tb.Context(), conn, config, git, root)
 		}
 	}()
 	return listener.Addr()
 }
 
-func serveSSH(conn net.Conn, config *ssh.ServerConfig, git, root string) {
+func serveSSH(ctx context.Context, conn net.Conn, config *ssh.ServerConfig, git, root string) {
 	server, channels, requests, err := ssh.NewServerConn(conn, config)
 	if err != nil {
 		_ = conn.Close()
@@ -96,7 +97,7 @@ func serveSSH(conn net.Conn, config *ssh.ServerConfig, git, root string) {
 					_ = ssh.Unmarshal(r.Payload, &run)
 					_ = r.Reply(true, nil)
 					path := strings.Trim(strings.TrimPrefix(run.Command, "git-upload-pack "), "'/")
-					cmd := exec.Command(git, "upload-pack", filepath.Join(root, path))
+					cmd := exec.CommandContext(ctx, git, "upload-pack", filepath.Join(root, path))
 					cmd.Env, cmd.Stdout, cmd.Stderr = env, channel, channel.Stderr()
 					in, err := cmd.StdinPipe()
 					if err == nil {

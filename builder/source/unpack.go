@@ -192,7 +192,7 @@ func untarEntry(h *tar.Header, r io.Reader, t *tree) error {
 		if strings.HasSuffix(h.Name, "/") {
 			return t.folder(h.Name, h.ModTime)
 		}
-		return t.file(h.Name, fs.FileMode(h.Mode).Perm(), h.ModTime, h.Size, r)
+		return t.file(h.Name, fs.FileMode(h.Mode&0o777), h.ModTime, h.Size, r)
 	case tar.TypeDir:
 		return t.folder(h.Name, h.ModTime)
 	case tar.TypeSymlink:
@@ -227,9 +227,9 @@ func unzip(f *countedFile, size int64, t *tree) error {
 	var packed int64
 	t.packed = func() int64 { return packed }
 	for _, e := range archive.File {
-		packed += int64(min(e.CompressedSize64, 1<<40)) //nolint:gosec // bounded
+		packed += int64(min(e.CompressedSize64, 1<<40))
 		// The library gives no more than is announced.
-		if err := t.checkRatio(int64(min(e.UncompressedSize64, 1<<60))); err != nil { //nolint:gosec // bounded
+		if err := t.checkRatio(int64(min(e.UncompressedSize64, 1<<60))); err != nil {
 			return err
 		}
 		if err := unzipEntry(e, t); err != nil {
@@ -273,7 +273,7 @@ func unzipEntry(e *zip.File, t *tree) error {
 	defer r.Close()
 	if mode.IsRegular() {
 		// Archives made on Windows let everybody write; unzip would apply the umask.
-		return t.file(e.Name, mode.Perm()&^0o022, e.Modified, int64(min(e.UncompressedSize64, 1<<60)), r) //nolint:gosec // bounded
+		return t.file(e.Name, mode.Perm()&^0o022, e.Modified, int64(min(e.UncompressedSize64, 1<<60)), r)
 	}
 	target, err := io.ReadAll(io.LimitReader(r, int64(t.limits.Path)+1))
 	if err != nil {
