@@ -291,3 +291,58 @@ func (zeros) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
 }
+
+// FuzzTree plays any sequence of entries: a line is "f name", "d name", "l name target"
+// or "h name earlier", with tabs between.
+func FuzzTree(f *testing.F) {
+	for _, seed := range []string{
+		"d\ta\nf\ta/b\nl\tc\ta/b\nh\td\ta/b\nf\ta/b",
+		"l\ta\t.\nl\tb\ta/..\nf\ta/x\nl\tc\tb/../b",
+		"f\t../x\nd\t/\nl\tx\t/etc\nh\tx\t../y\nl\tl\tl",
+		"l\ta/b/up\t..\nl\tup2\ta/b/up/..\nl\tout\tup2/../sentinel",
+	} {
+		f.Add(seed)
+	}
+	limits := Limits{Unpacked: 1 << 10, Entries: 50, Path: 100}.withDefaults()
+	f.Fuzz(func(t *testing.T, script string) {
+		var steps []do
+		for line := range strings.SplitSeq(script, "\n") {
+			what, rest, _ := strings.Cut(line, "\t")
+			name, other, _ := strings.Cut(rest, "\t")
+			switch what {
+			case "f":
+				steps = append(steps, addFile(name, other))
+			case "d":
+				steps = append(steps, addFolder(name))
+			case "l":
+				steps = append(steps, addLink(name, other))
+			case "h":
+				steps = append(steps, addHard(name, other))
+			}
+		}
+		dir := newFolder(t)
+		err := play(newTree(t.Context(), dir.Root, limits), steps)
+		dir.checkOutside(t)
+		if checked := play(newTree(t.Context(), nil, limits), steps); (checked == nil) != (err == nil) {
+			t.Fatalf("written: %v, only checked: %v", err, checked)
+		}
+		if err == nil {
+			dir.checkLinks(t)
+		}
+	})
+}
+
+// checkLinks follows every link as the kernel does: it stays inside or finds nothing.
+func (f folder) checkLinks(tb testing.TB) {
+	tb.Helper()
+	for _, line := range f.list(tb) {
+		link, _, ok := strings.Cut(line, " -> ")
+		if !ok {
+			continue
+		}
+		end, err := filepath.EvalSymlinks(filepath.Join(f.Name(), link))
+		if err == nil && end != f.Name() && !strings.HasPrefix(end, f.Name()+"/") {
+			tb.Fatalf("%s leads to %s", line, end)
+		}
+	}
+}
