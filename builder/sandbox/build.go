@@ -90,7 +90,7 @@ func (b *build) inside(ctx context.Context, dir *os.Root, where place) (string, 
 	if err := fill(root, b.plan, int(b.firstID)); err != nil {
 		return "", fmt.Errorf("write build root: %w", err)
 	}
-	if err := b.fetchSource(ctx, root); err != nil {
+	if err := b.fetchSource(ctx, root, where); err != nil {
 		return "", err
 	}
 	if err := b.writeBundle(dir, where); err != nil {
@@ -106,7 +106,7 @@ func (b *build) inside(ctx context.Context, dir *os.Root, where place) (string, 
 
 // fetchSource writes the plan's code into the context. It gives the time of the limits
 // to the fetch too.
-func (b *build) fetchSource(ctx context.Context, root *os.Root) error {
+func (b *build) fetchSource(ctx context.Context, root *os.Root, where place) error {
 	src := b.plan.Source
 	if src == nil {
 		return nil
@@ -124,13 +124,24 @@ func (b *build) fetchSource(ctx context.Context, root *os.Root) error {
 		return unavailable(op, err)
 	}
 	defer dir.Close()
-	if err := b.engine.cfg.Sources.Fetch(ctx, src.URL, src.Version, b.plan.SourceEnv(), dir); err != nil {
-		if ctx.Err() != nil {
-			return canceled(ctx)
-		}
+	// On a thread of its own: this one has other mounts than the rest of the process.
+	fetched := make(chan error, 1)
+	go func() { fetched <- b.engine.cfg.Sources.Fetch(ctx, src.URL, src.Version, b.plan.SourceEnv(), dir) }()
+	switch err := <-fetched; {
+	case err == nil:
+		return own(dir, int(b.firstID))
+	case ctx.Err() != nil:
+		return canceled(ctx)
+	case errors.Is(err, unix.ENOSPC) && b.mayMove(where):
+		return errOutgrown
+	default:
 		return err
 	}
-	return own(dir, int(b.firstID))
+}
+
+// mayMove reports whether a build that does not fit may start again on disk.
+func (b *build) mayMove(where place) bool {
+	return where.tmpfs && b.engine.cfg.Root == RootAuto && where.size < b.plan.Limits.Disk
 }
 
 // own gives a fetched tree to the container's root, who could not read it otherwise.
@@ -299,7 +310,7 @@ func (b *build) judge(ctx context.Context, root *os.Root, where place, log *kani
 		return "", end.failed
 	}
 	end.diskFull = end.diskFull || where.full(root)
-	if where.tmpfs && b.engine.cfg.Root == RootAuto && where.size < b.plan.Limits.Disk && (end.diskFull || log.NoSpace()) {
+	if b.mayMove(where) && (end.diskFull || log.NoSpace()) {
 		return "", errOutgrown
 	}
 	limits := b.plan.Limits

@@ -56,6 +56,16 @@ var layers = map[string]layer{
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name"},
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
+	"kiln/builder/source": {
+		imports: []string{
+			"kiln/builder", "golang.org/x/sys", "github.com/moby/patternmatcher",
+			// Git.
+			"github.com/go-git/go-git/v6", "github.com/go-git/go-billy/v6/osfs", "github.com/kevinburke/ssh_config", "golang.org/x/crypto/ssh",
+			// Object stores.
+			"github.com/minio/minio-go/v7", "github.com/Azure/azure-sdk-for-go/sdk", "golang.org/x/oauth2",
+		},
+		never: append([]string{"kiln/builder/sandbox", "kiln/builder/kube", "cloud.google.com/go/storage", "google.golang.org/grpc"}, domain...),
+	},
 	"kiln/builder/sandbox": {
 		imports: []string{
 			"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys",
