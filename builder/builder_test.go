@@ -40,7 +40,7 @@ func TestBuildRedactsLogs(t *testing.T) {
 		return builder.Result{Digest: digest("b")}, nil
 	}
 	cfg := builder.Config{Pip: builder.Pip{IndexURL: "https://u:pip-password@a.example/simple"}}
-	b := newBuilder(t, cfg, fakeRegistry{}, engine, "registry-password")
+	b := newBuilder(t, cfg, fakeRegistry{}, engine, builder.NewRedactor("registry-password"))
 	plan, err := b.Plan(t.Context(), request())
 	if err != nil {
 		t.Fatal(err)

@@ -52,10 +52,6 @@ func (f buildFlags) builder() builder.Config {
 	}
 }
 
-func (f buildFlags) registry() registry.Config {
-	return registry.Config{DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure}
-}
-
 func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 	name := f.Worker.Name
 	if name == "" {
@@ -108,7 +104,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 	}
 	engine, err := sandbox.New(ctx, sandbox.Config{
 		Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
-		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure,
+		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), Registries: images,
 	})
 	if err != nil {
 		return nil, err
@@ -122,7 +118,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 }
 
 func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
-	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
+	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry}, s.engine, s.registry.Redactor())
 	if err != nil {
 		return nil, err
 	}
