@@ -29,7 +29,7 @@ const maxRounds = 16
 var openUserInfo = regexp.MustCompile(`(://)[^/?#\s"'<>]+$`)
 
 // maxLearned bounds how many values a Redactor learns.
-const maxLearned = 1000
+const maxLearned = 500
 
 // Redactor replaces secrets in text. Safe for concurrent use.
 type Redactor struct {
@@ -52,7 +52,7 @@ func NewRedactor(values ...string) *Redactor { return &Redactor{forms: allForms(
 
 // Learn adds values that became known later, tokens for example: they are hidden from
 // now on, also by Redactors and Writers that were made before. Of those that were
-// learned, the 1000 that were learned last are kept.
+// learned, the 500 that were learned last are kept.
 func (r *Redactor) Learn(values ...string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -106,8 +106,9 @@ type Guard struct {
 	// Token has them checked by a token service, which hands out tokens for an hour,
 	// instead of by the registry itself.
 	Token bool
-	// ClientCert asks for a client certificate of the authority.
-	ClientCert bool
+	// ClientCert refuses clients without a certificate of the authority; AskClientCert
+	// asks for one only.
+	ClientCert, AskClientCert bool
 }
 
 // NewSecureRegistry starts a registry behind TLS, with a certificate of the authority
@@ -116,27 +117,43 @@ func NewSecureRegistry(tb testing.TB, a *Authority, g Guard) *Registry {
 	tb.Helper()
 	r := &Registry{}
 	door := &guarded{guard: g, next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), tokens: map[string]bool{}}
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	srv := newTLSServer(tb, a, g, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if fault := r.faults.Load(); fault != nil && (*fault)(w, req) {
 			return
 		}
 		door.ServeHTTP(w, req)
-	}))
-	certFile, keyFile := a.Issue(tb, "127.0.0.1", "localhost")
+	}), "127.0.0.1", "localhost")
+	r.Host = strings.TrimPrefix(srv.URL, "https://")
+	return r
+}
+
+// NewTLSServer serves a handler on loopback with a certificate of the authority for
+// the hosts. It ends with the test.
+func NewTLSServer(tb testing.TB, a *Authority, h http.Handler, hosts ...string) *httptest.Server {
+	tb.Helper()
+	return newTLSServer(tb, a, Guard{}, h, hosts...)
+}
+
+func newTLSServer(tb testing.TB, a *Authority, g Guard, h http.Handler, hosts ...string) *httptest.Server {
+	tb.Helper()
+	srv := httptest.NewUnstartedServer(h)
+	certFile, keyFile := a.Issue(tb, hosts...)
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	if g.ClientCert {
-		srv.TLS.ClientAuth, srv.TLS.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
-		srv.TLS.ClientCAs.AddCert(a.cert)
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, ClientCAs: x509.NewCertPool()}
+	srv.TLS.ClientCAs.AddCert(a.cert)
+	switch {
+	case g.ClientCert:
+		srv.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+	case g.AskClientCert:
+		srv.TLS.ClientAuth = tls.RequestClientCert
 	}
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.StartTLS()
 	tb.Cleanup(srv.Close)
-	r.Host = strings.TrimPrefix(srv.URL, "https://")
-	return r
+	return srv
 }
 
 // guarded stands before a registry.

@@ -260,3 +260,13 @@ func headDigest(t *testing.T, ref string) string {
 	}
 	return desc.Digest.String()
 }
+
+// route lets connections to an address through.
+func route(others func(ctx context.Context, network, addr string) (net.Conn, error), through string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr == through {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}
+		return others(ctx, network, addr)
+	}
+}

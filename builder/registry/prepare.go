@@ -29,14 +29,19 @@ func (r *Registry) Prepare(ctx context.Context, destination string) error {
 		return builder.Errorf(builder.KindInvalidRequest, op, "it is not a tag")
 	}
 	err = r.do(ctx, r.cfg.Timeout, func(ctx context.Context, open sessions) error {
-		if err := r.create(ctx, tag); err != nil {
-			return err
+		made := r.create(ctx, tag)
+		if made != nil && !errors.Is(made, errDenied) {
+			return made
 		}
 		s, err := open(tag.RegistryStr())
-		if err != nil {
-			return err
+		if err == nil {
+			err = mayPush(ctx, s, tag)
 		}
-		return mayPush(ctx, s, tag)
+		if err != nil && made != nil {
+			// Who may push may not always make repositories, and this one may be there.
+			return fmt.Errorf("%w (%s)", err, made.Error())
+		}
+		return err
 	})
 	if err != nil {
 		return r.pushError(op, err)
@@ -50,18 +55,14 @@ func mayPush(ctx context.Context, s *session, tag name.Tag) error {
 	return remote.CheckPushPermission(tag, fixed{s.auth}, bound{ctx, retrying})
 }
 
-// create makes the tag's repository if it is one of ECR, which has none before.
+// create makes the tag's repository if it is one of ECR, which has none before. The
+// error matches errDenied when that is not for this account to do.
 func (r *Registry) create(ctx context.Context, tag name.Tag) error {
 	account, err := r.creator(ctx, tag.RegistryStr())
 	if err != nil || account == nil {
 		return err
 	}
-	err = account.create(ctx, tag.RegistryStr(), tag.RepositoryStr())
-	if errors.Is(err, errDenied) {
-		// Who may push may not always make repositories, and this one may be there.
-		return nil
-	}
-	if err != nil {
+	if err := account.create(ctx, tag.RegistryStr(), tag.RepositoryStr()); err != nil {
 		return fmt.Errorf("create repository %s: %w", tag.RepositoryStr(), err)
 	}
 	return nil

@@ -86,7 +86,7 @@ func (r *Registry) copyImage(ctx context.Context, s *session, desc *remote.Descr
 	case <-ctx.Done():
 		return fmt.Errorf("wait for other copies: %w", ctx.Err())
 	}
-	if err := r.create(ctx, tag); err != nil {
+	if err := r.create(ctx, tag); err != nil && !errors.Is(err, errDenied) {
 		return err
 	}
 	options := append(slices.Clip(s.options), remote.WithContext(ctx))
