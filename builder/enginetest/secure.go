@@ -81,6 +81,25 @@ func (a *Authority) Issue(tb testing.TB, hosts ...string) (certFile, keyFile str
 	return pemFile(tb, "cert.pem", "CERTIFICATE", raw), pemFile(tb, "key.pem", "PRIVATE KEY", encoded)
 }
 
+// Transport returns an HTTP transport that trusts the authority and nobody else, and
+// has the client certificate, if any, of the files that Issue returned. It ends with
+// the test.
+func (a *Authority) Transport(tb testing.TB, certAndKey ...string) *http.Transport {
+	tb.Helper()
+	cfg := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	cfg.RootCAs.AddCert(a.cert)
+	if len(certAndKey) == 2 {
+		pair, err := tls.LoadX509KeyPair(certAndKey[0], certAndKey[1])
+		if err != nil {
+			tb.Fatal(err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	t := &http.Transport{TLSClientConfig: cfg}
+	tb.Cleanup(t.CloseIdleConnections)
+	return t
+}
+
 func newKey(tb testing.TB) *ecdsa.PrivateKey {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

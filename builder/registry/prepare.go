@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -74,7 +75,11 @@ type fixed struct{ auth authn.Authenticator }
 // Resolve implements authn.Keychain.
 func (f fixed) Resolve(authn.Resource) (authn.Authenticator, error) { return f.auth, nil }
 
-// bound gives requests that have no context one.
+// giveUpFor is how long giving up an upload may take.
+const giveUpFor = 10 * time.Second
+
+// bound gives requests that have no context one. What gives up an upload is made after
+// the check has ended, by nobody who waits.
 type bound struct {
 	ctx  context.Context //nolint:containedctx // the library's function takes none
 	next http.RoundTripper
@@ -82,5 +87,10 @@ type bound struct {
 
 // RoundTrip implements http.RoundTripper.
 func (b bound) RoundTrip(r *http.Request) (*http.Response, error) {
-	return b.next.RoundTrip(r.WithContext(b.ctx))
+	if r.Method != http.MethodDelete {
+		return b.next.RoundTrip(r.WithContext(b.ctx))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), giveUpFor)
+	defer cancel() // nobody reads the answer
+	return b.next.RoundTrip(r.WithContext(ctx))
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -304,6 +305,25 @@ func TestPrepareSaysWhatARegistryRefuses(t *testing.T) {
 	}
 	for _, wrong := range []string{"localhost:1/x@sha256:" + strings.Repeat("0", 64), "not a reference", ""} {
 		wantKind(t, newRegistry(t, Config{}).Prepare(t.Context(), wrong), builder.KindInvalidRequest)
+	}
+}
+
+func TestPrepareGivesTheUploadUp(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	given := make(chan string, 1)
+	s.set(only(http.MethodDelete, "/blobs/uploads/", func(w http.ResponseWriter, r *http.Request) bool {
+		given <- r.URL.Path
+		w.WriteHeader(http.StatusNoContent)
+		return true
+	}))
+	if err := newRegistry(t, Config{}).Prepare(t.Context(), s.host+"/team/x:1"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-given:
+	case <-time.After(10 * time.Second):
+		t.Error("the upload is left behind")
 	}
 }
 

@@ -1,8 +1,6 @@
 package sandbox
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -59,15 +57,14 @@ func logins(entries ...string) string {
 // secure is a site whose base and target are in registries of different authorities,
 // users and kinds of authentication; the base's asks for a client certificate.
 type secure struct {
-	from, to          *enginetest.Registry
-	fromCA, toCA      *enginetest.Authority
-	fromUser, toUser  authn.Basic
-	clientCert        string
-	clientKey         string
-	base              builder.Image
-	secrets           string
-	config            registry.Config
-	fromTLS, toClient *http.Transport
+	from, to         *enginetest.Registry
+	fromCA, toCA     *enginetest.Authority
+	fromUser, toUser authn.Basic
+	clientCert       string
+	clientKey        string
+	base             builder.Image
+	secrets          string
+	config           registry.Config
 }
 
 func newSecure(tb testing.TB) secure {
@@ -79,9 +76,8 @@ func newSecure(tb testing.TB) secure {
 	s.clientCert, s.clientKey = s.fromCA.Issue(tb)
 	s.from = enginetest.NewSecureRegistry(tb, s.fromCA, enginetest.Guard{User: s.fromUser.Username, Password: s.fromUser.Password, ClientCert: true})
 	s.to = enginetest.NewSecureRegistry(tb, s.toCA, enginetest.Guard{User: s.toUser.Username, Password: s.toUser.Password, Token: true})
-	s.fromTLS = s.client(tb, s.fromCA, true)
-	s.toClient = s.client(tb, s.toCA, false)
-	s.base = enginetest.PushBase(tb, s.from.Host+"/team/base", remote.WithAuth(&s.fromUser), remote.WithTransport(s.fromTLS))
+	s.base = enginetest.PushBase(tb, s.from.Host+"/team/base", remote.WithAuth(&s.fromUser),
+		remote.WithTransport(s.fromCA.Transport(tb, s.clientCert, s.clientKey)))
 	s.login(tb, s.fromUser.Password, s.toUser.Password)
 	s.config = registry.Config{Secrets: registry.Dir(s.secrets), Hosts: map[string]registry.Host{
 		s.from.Host: {CA: s.fromCA.File, Cert: s.clientCert, Key: s.clientKey}, s.to.Host: {CA: s.toCA.File},
@@ -94,27 +90,6 @@ func (s secure) login(tb testing.TB, from, to string) {
 	tb.Helper()
 	writeFile(tb, filepath.Join(s.secrets, "team-pull-push", ".dockerconfigjson"),
 		logins(s.from.Host, s.fromUser.Username+":"+from, "https://"+s.to.Host+"/v2/", s.toUser.Username+":"+to))
-}
-
-// client is a transport that knows the authority.
-func (s secure) client(tb testing.TB, a *enginetest.Authority, withCert bool) *http.Transport {
-	tb.Helper()
-	ca, err := os.ReadFile(a.File)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	cfg := &tls.Config{RootCAs: x509.NewCertPool()}
-	cfg.RootCAs.AppendCertsFromPEM(ca)
-	if withCert {
-		pair, err := tls.LoadX509KeyPair(s.clientCert, s.clientKey)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		cfg.Certificates = []tls.Certificate{pair}
-	}
-	t := &http.Transport{TLSClientConfig: cfg}
-	tb.Cleanup(t.CloseIdleConnections)
-	return t
 }
 
 func (s secure) plan(tb testing.TB, instructions ...string) builder.Plan {
@@ -180,7 +155,7 @@ func TestBuildAcrossRegistriesWithTLSAndCredentialsOfTheirOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	desc, err := remote.Head(ref, remote.WithAuth(&s.toUser), remote.WithTransport(s.toClient))
+	desc, err := remote.Head(ref, remote.WithAuth(&s.toUser), remote.WithTransport(s.toCA.Transport(t)))
 	if err != nil || desc.Digest.String() != result.Digest {
 		t.Errorf("the registry has %v (%v), want %s", desc, err, result.Digest)
 	}
@@ -248,8 +223,7 @@ func TestCAForEveryRegistryAndSkippedVerification(t *testing.T) {
 	cert, key := ca.Issue(t)
 	mutual := enginetest.NewSecureRegistry(t, ca, enginetest.Guard{ClientCert: true})
 	unknown := enginetest.NewSecureRegistry(t, enginetest.NewAuthority(t), enginetest.Guard{})
-	s := secure{clientCert: cert, clientKey: key}
-	base := enginetest.PushBase(t, mutual.Host+"/base", remote.WithTransport(s.client(t, ca, true)))
+	base := enginetest.PushBase(t, mutual.Host+"/base", remote.WithTransport(ca.Transport(t, cert, key)))
 	sandboxed := testConfig(t)
 	sandboxed.Registries = images(t, registry.Config{CA: ca.File, Hosts: map[string]registry.Host{
 		mutual.Host: {Cert: cert, Key: key}, unknown.Host: {SkipTLSVerify: true},

@@ -214,7 +214,8 @@ func (f *fileSettings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (
 		return strings.Join(parts, ","), nil
 	case map[string]any:
 		for _, part := range v {
-			if _, nested := part.(map[string]any); nested {
+			switch part.(type) {
+			case map[string]any, nil:
 				raw, err := json.Marshal(v)
 				return string(raw), err
 			}
