@@ -62,7 +62,7 @@ func (w *Worker) obtain(ctx context.Context, t *task, request builder.Request) (
 		// Built for this very request, now or before an interruption.
 		outcome, t.buildMS = events.OutcomeBuilt, done.BuildMS
 	}
-	if err := w.deps.Builder.Tag(ctx, done.ImageRef, t.plan.Target); err != nil {
+	if err := w.deps.Builder.Tag(ctx, t.plan, done.ImageRef); err != nil {
 		return nil, err
 	}
 	return &events.BuildCompleted{
@@ -81,7 +81,7 @@ func (w *Worker) reusable(ctx context.Context, t *task, request builder.Request,
 	if request.Rebuild && r.RequestID != t.id {
 		return "A new build was asked for, although an identical one is finished.", false, nil
 	}
-	err = w.deps.Builder.Verify(ctx, r.ImageRef)
+	err = w.deps.Builder.Verify(ctx, t.plan, r.ImageRef)
 	switch {
 	case err == nil && r.RequestID == t.id:
 		return request.Decision.Reason, true, nil

@@ -49,8 +49,12 @@ var layers = map[string]layer{
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
 	"kiln/builder/registry": {
-		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config"},
-		never:   domain,
+		imports: []string{
+			"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config",
+			// The identity that a worker has at a cloud.
+			"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "github.com/Azure/azure-sdk-for-go/sdk", "golang.org/x/oauth2",
+		},
+		never: domain,
 	},
 	"kiln/builder/kaniko": {
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name", "github.com/kballard/go-shellquote"},
@@ -59,11 +63,8 @@ var layers = map[string]layer{
 	"kiln/builder/sandbox": {
 		imports: []string{
 			"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys",
-			// Credentials of the registries that a build names.
-			"github.com/docker/cli/cli/config", "github.com/google/go-containerregistry/pkg/authn",
-			"github.com/google/go-containerregistry/pkg/name",
 		},
-		never: append([]string{"kiln/builder/kube"}, domain...),
+		never: append([]string{"kiln/builder/kube", "kiln/builder/registry", "github.com/docker/cli", "github.com/aws", "github.com/Azure"}, domain...),
 	},
 	"kiln/builder/enginetest": {
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -67,11 +68,22 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 		Image:    resolved.Decision.Image,
 	}
 	if resolved.Decision.Build {
-		plan, err := p.plan(ctx, resolved)
+		images, err := registry.New(p.registry())
+		if err != nil {
+			return usage(err)
+		}
+		defer images.Close()
+		plan, err := p.plan(ctx, resolved, images)
 		if err != nil {
 			return err
 		}
-		view.fill(resolved, plan, p.registry())
+		pushing := plan
+		pushing.Destination = cmp.Or(plan.Destination, plan.Target)
+		reached, err := kaniko.Reach(pushing, images.Reach)
+		if err != nil {
+			return usage(err)
+		}
+		view.fill(resolved, plan, reached)
 	}
 	if p.Output == "json" {
 		return writeJSON(s.out, view)
@@ -79,7 +91,7 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 	return view.print(s.out)
 }
 
-func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, error) {
+func (p *planCmd) plan(ctx context.Context, r builder.Request, images *registry.Registry) (builder.Plan, error) {
 	cfg, err := p.builder()
 	if err != nil {
 		return builder.Plan{}, err
@@ -91,15 +103,10 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, er
 		}
 		return plan, nil
 	}
-	images, err := registry.New(p.registry())
-	if err != nil {
-		return builder.Plan{}, err
-	}
-	defer images.Close()
 	return builder.Pin(ctx, cfg, builder.Lookup{Registry: images}, r)
 }
 
-func (v *planView) fill(r builder.Request, plan builder.Plan, images registry.Config) {
+func (v *planView) fill(r builder.Request, plan builder.Plan, registries []builder.Access) {
 	v.Image, v.Target, v.Platform = r.UserImage, plan.Target, plan.Platform
 	v.Base = &events.Base{Ref: plan.Base.Ref, Digest: plan.Base.Digest}
 	v.Timeout, v.Dockerfile = plan.Limits.Timeout.String(), plan.Dockerfile
@@ -107,7 +114,7 @@ func (v *planView) fill(r builder.Request, plan builder.Plan, images registry.Co
 	if plan.Destination == "" {
 		plan.Destination = "REPOSITORY:kiln-BUILD_ID"
 	}
-	v.ExecutorArgs = kaniko.Args(plan, kaniko.Options{Insecure: images.Insecure})
+	v.ExecutorArgs = kaniko.Args(plan, kaniko.Options{Registries: registries})
 	for _, f := range plan.Context {
 		if v.Context == nil {
 			v.Context = map[string]string{}

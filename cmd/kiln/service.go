@@ -53,10 +53,6 @@ func (f buildFlags) builder() (builder.Config, error) {
 	}, err
 }
 
-func (f buildFlags) registry() registry.Config {
-	return registry.Config{DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure}
-}
-
 func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 	name := f.Worker.Name
 	if name == "" {
@@ -109,7 +105,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 	}
 	engine, err := sandbox.New(ctx, sandbox.Config{
 		Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
-		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure,
+		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), Registries: images,
 	})
 	if err != nil {
 		return nil, err
@@ -127,7 +123,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	if err != nil {
 		return nil, err
 	}
-	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
+	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry}, s.engine, s.registry.Redactor())
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,7 +46,12 @@ type topologyFlags struct {
 type registryFlags struct {
 	URL          string   `help:"Registry, with an optional repository path, of images that name none: registry.example.com/team." placeholder:"HOST[/PATH]"`
 	Insecure     []string `help:"Hosts that are spoken to by plain HTTP; loopback always is." placeholder:"HOST"`
-	DockerConfig string   `type:"existingfile" help:"Docker config.json with credentials. Defaults to Docker's own for Kiln, and to none for builds." placeholder:"FILE"`
+	DockerConfig string   `type:"existingfile" help:"Docker config.json with credentials, for Kiln and for builds. Defaults to Docker's own." placeholder:"FILE"`
+
+	SecretsDir string        `type:"existingdir" help:"Folder of credentials that functions name (spec.build.secret) and that go first: NAME/.dockerconfigjson, NAME/config.json, NAME/credentials (AWS, for ECR) or NAME.json." placeholder:"DIR"`
+	Cloud      []string      `help:"Clouds whose registries are used by the worker's own identity there when nothing else is configured for them: ecr, gar, acr." placeholder:"NAME"`
+	CA         string        `type:"existingfile" help:"CA certificates that every registry is checked with, beside the system's." placeholder:"FILE"`
+	Hosts      registryHosts `help:"TLS and mirrors of single registries, as YAML: {HOST: {ca: FILE, cert: FILE, key: FILE, insecure: BOOL, skip_tls_verify: BOOL, mirrors: [HOST/PATH]}}." placeholder:"YAML"`
 }
 
 // pipFlags say where Python packages come from.
@@ -222,6 +228,13 @@ func (f *fileSettings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (
 		}
 		return strings.Join(parts, ","), nil
 	case map[string]any:
+		for _, part := range v {
+			switch part.(type) {
+			case map[string]any, nil:
+				raw, err := json.Marshal(v)
+				return string(raw), err
+			}
+		}
 		var parts []string
 		for key, part := range v {
 			parts = append(parts, key+"="+fmt.Sprint(part))
