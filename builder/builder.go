@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v6"
+
+	"kiln/builder/nuclio"
 )
 
 // Registry is what a Builder needs of image registries. Implementations are safe
@@ -261,6 +264,24 @@ func (b *Builder) Tag(ctx context.Context, imageRef, target string) error {
 func (b *Builder) ImageRef(p Plan, digest string) string {
 	return repository(p.Destination) + "@" + digest
 }
+
+// Nuclio completes the configuration of a request that Nuclio fulfils with the
+// credentials among the project's secrets, and returns it with what keeps its secrets,
+// and those that the Builder was made with, out of text.
+func (b *Builder) Nuclio(ctx context.Context, r Request) (nuclio.Function, *Redactor, error) {
+	secrets, err := b.lookup.projectSecrets(ctx, r)
+	if err != nil {
+		return nuclio.Function{}, nil, err
+	}
+	f, err := r.Nuclio.Function(secrets)
+	if err != nil {
+		return nuclio.Function{}, nil, &Error{Kind: KindInvalidRequest, Op: "making Nuclio's configuration", Err: err}
+	}
+	return f, NewRedactor(append(f.Secrets, b.secrets...)...), nil
+}
+
+// Timeout is how long the request may take.
+func (b *Builder) Timeout(r Request) time.Duration { return cmp.Or(r.Timeout, b.cfg.Timeout) }
 
 // Redactor keeps the plan's secrets, and those that the Builder was made with, out
 // of text.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kiln/builder/dockerfile"
+	"kiln/builder/nuclio"
 )
 
 const (
@@ -50,6 +51,10 @@ type Config struct {
 	ImageByKind map[string]string
 	// MaxTimeout is the longest timeout a request may ask for. Defaults to 4h.
 	MaxTimeout time.Duration
+	// Spark is the image that Spark functions start from.
+	Spark Spark
+	// Nuclio holds the rules for functions whose images Nuclio builds.
+	Nuclio nuclio.Config
 }
 
 func (c Config) withDefaults() Config {
@@ -96,6 +101,7 @@ func (c Config) Validate() error {
 	if !pipVersion.MatchString(d.PipVersion) {
 		note("the pip version", fmt.Errorf("%q is not a version specifier such as ~=23.0", d.PipVersion))
 	}
+	note("the Spark image", c.Spark.validate(c.Registry))
 	if d.MaxTimeout < 0 {
 		note("the longest timeout", fmt.Errorf("%s is less than zero", d.MaxTimeout))
 	}

@@ -29,15 +29,22 @@ type baseImage struct {
 // String names the image and where it was written.
 func (b baseImage) String() string { return b.from + " " + b.text }
 
-// base returns the image to start from: base_image, image, the image of the kind,
-// the default.
+// base returns the image to start from: base_image, image, for Spark the one that is
+// configured for it, the image of the kind, the default. Spark functions have no use
+// for the default, which lacks Spark, and the project's image none for that of the kind.
 func (r resolver) base() baseImage {
-	return r.firstImage(
-		baseImage{from: "spec.build.base_image", text: r.fn.base},
-		baseImage{from: "spec.image", text: r.fn.image},
-		r.kindImage(),
-		baseImage{from: "the default base image", text: r.config.DefaultBaseImage},
-	)
+	candidates := []baseImage{
+		{from: "spec.build.base_image", text: r.fn.base},
+		{from: "spec.image", text: r.fn.image},
+		r.sparkImage(),
+	}
+	if r.fn.name != ProjectImageBuilder {
+		candidates = append(candidates, r.kindImage())
+	}
+	if !r.fn.isSpark() {
+		candidates = append(candidates, baseImage{from: "the default base image", text: r.config.DefaultBaseImage})
+	}
+	return r.firstImage(candidates...)
 }
 
 func (r resolver) kindImage() baseImage {
@@ -65,19 +72,16 @@ func (r resolver) firstImage(candidates ...baseImage) baseImage {
 
 // notNeeded returns the decision of a function that needs no build.
 func (r resolver) notNeeded(add additions) (builder.Decision, bool) {
-	if r.in.SkipDeployed && r.fn.image != "" {
-		img := r.firstImage(baseImage{from: "spec.image", text: r.fn.image})
-		return builder.Decision{
-			Image:  img.ref,
-			Reason: fmt.Sprintf("No build is needed: skip_deployed is set, and the function has an image, %s.", img),
-		}, true
+	if d, ok := r.deployed(); ok {
+		return d, true
 	}
-	if r.in.ForceBuild || !add.empty() {
+	if r.in.ForceBuild || !add.empty() || r.fn.name == ProjectImageBuilder {
 		return builder.Decision{}, false
 	}
 	img := r.firstImage(
 		baseImage{from: "spec.image", text: r.fn.image},
 		baseImage{from: "spec.build.base_image", text: r.fn.base},
+		r.sparkImage(),
 		r.kindImage(),
 	)
 	if img.text == "" {
@@ -106,6 +110,9 @@ func (r resolver) whyBuild(base baseImage, add additions) string {
 	if add.mlrun {
 		parts = append(parts, "mlrun ("+r.whyMLRun()+")")
 	}
+	if len(parts) == 0 && !r.in.ForceBuild {
+		return projectImageReason(base)
+	}
 	if len(parts) == 0 {
 		return fmt.Sprintf("A build is needed: force_build is set; the function adds nothing to %s.", base)
 	}
@@ -118,37 +125,10 @@ func (r resolver) whyMLRun() string {
 		return "the request sets with_mlrun"
 	case r.fn.withMLRun != nil:
 		return "spec.build.with_mlrun is set"
-	case r.fn.kind == "spark":
+	case r.fn.kind == KindSpark:
 		return "the default for kind spark, with_mlrun: false leaves it out"
 	default:
 		return "the default for a base image without it, with_mlrun: false leaves it out"
-	}
-}
-
-// nuclio decides about a kind whose images Nuclio makes.
-func (r resolver) nuclio() builder.Decision {
-	work := r.work()
-	for _, path := range r.fn.unsupported {
-		if path == "spec.build.source" || path == "spec.build.extra_args" {
-			work = append(work, path)
-		}
-	}
-	if len(work) > 0 {
-		r.faults.add("kind", "Nuclio builds the images of kind %s, not Kiln, so that %s cannot be added here; "+
-			"deploy the function with Nuclio, or take it out", r.fn.kind, and(work))
-	}
-	img := r.firstImage(
-		baseImage{from: "spec.image", text: r.fn.image},
-		baseImage{from: "spec.build.base_image", text: r.fn.base},
-		r.kindImage(),
-	)
-	if img.text == "" {
-		r.faults.add("spec.image", "is not set, and kind %s has no default image", r.fn.kind)
-	}
-	return builder.Decision{
-		Image: img.ref,
-		Reason: fmt.Sprintf("No build is needed: Nuclio builds the images of kind %s when they are deployed, and this function adds nothing to %s.",
-			r.fn.kind, img),
 	}
 }
 

@@ -99,7 +99,7 @@ func (r resolver) request() builder.Request {
 		r.refuse(r.fn.unsupported)
 		r.resolveBuilt(&req, args, specifier)
 	case classNuclio:
-		req.Decision = r.nuclio()
+		r.resolveNuclio(&req, args, specifier)
 	case classLocal:
 		req.Decision = r.local()
 	default:
@@ -115,6 +115,9 @@ func (r resolver) resolveBuilt(req *builder.Request, args []builder.Arg, specifi
 	if d, ok := r.notNeeded(add); ok {
 		req.Decision = d
 		return
+	}
+	if base.text == "" {
+		r.needSparkImage()
 	}
 	req.Decision = builder.Decision{Build: true, Reason: r.whyBuild(base, add)}
 	req.Base = base.ref

@@ -64,7 +64,7 @@ func (r resolver) wantsMLRun(base baseImage) bool {
 	case base.ref == scratch:
 		return false
 	default:
-		return r.fn.kind == "spark" || r.fn.base != "" && !base.fromMLRun()
+		return r.fn.kind == KindSpark || r.fn.base != "" && !base.fromMLRun()
 	}
 }
 
