@@ -45,7 +45,7 @@ var layers = map[string]layer{
 	},
 	"kiln/builder/dockerfile": {never: append([]string{"kiln/builder"}, domain...)},
 	"kiln/builder/function": {
-		imports: []string{"kiln/builder", "kiln/builder/dockerfile", "github.com/google/go-containerregistry/pkg/name"},
+		imports: []string{"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/kaniko", "github.com/google/go-containerregistry/pkg/name"},
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
 	"kiln/builder/registry": {
