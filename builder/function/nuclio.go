@@ -13,13 +13,13 @@ import (
 // resolveNuclio decides about a kind whose images Nuclio builds: nothing is built here,
 // and the request holds what Nuclio makes the function of.
 func (r resolver) resolveNuclio(req *builder.Request, args []builder.Arg, specifier string) {
-	o := r.nuclioObject()
-	base := r.nuclioBase(o)
+	fields := r.specObject()
+	base := r.nuclioBase(fields)
 	spec := nuclio.Spec{
 		Config: r.config.Nuclio, Object: r.in.Function,
 		Kind: r.fn.kind, Project: r.fn.project, Name: r.fn.name, Tag: r.fn.tag, BaseImage: base.ref,
-		Commands: r.fn.commands, Requirements: r.fn.requirements,
-		Env: make(map[string]string, len(args)), Hidden: hiddenValues(o, args),
+		Commands: r.fn.commands, Requirements: r.fn.requirements, Source: r.fn.source,
+		Env: make(map[string]string, len(args)), Hidden: hiddenValues(fields, args),
 		ClientVersion: r.in.ClientVersion, ClientPythonVersion: r.in.ClientPythonVersion,
 	}
 	if line := r.mlrunRequirement(base, false, specifier); line != "" && base.text != "" {
@@ -31,48 +31,33 @@ func (r resolver) resolveNuclio(req *builder.Request, args []builder.Arg, specif
 	f, err := spec.Function(nil)
 	r.faults.join(err)
 	req.Nuclio, req.Secrets = &spec, r.in.Secrets
-	req.Decision = builder.Decision{Image: base.ref, Reason: r.whyNuclio(o, base)}
+	req.Decision = builder.Decision{Image: base.ref, Reason: r.whyNuclio(base) + r.notes.String()}
 	if base.ref == "" && err == nil {
 		req.Decision.Image = runtimeOf(f)
 	}
 }
 
-// nuclioObject is what the rules of Nuclio read of the function object.
-type nuclioObject struct{ fields, build object }
-
-// nuclioObject notes no fault of what was read before.
-func (r resolver) nuclioObject() nuclioObject {
-	root, _ := readObject("", r.in.Function, &faults{})
-	o := nuclioObject{fields: root.child("spec")}
-	o.build = o.fields.child("build")
-	return o
-}
-
-// requiresBuild is MLRun's rule for whether the image has to differ from its base.
-func (o nuclioObject) requiresBuild(fn spec) bool {
-	return len(fn.commands) > 0 || len(fn.requirements) > 0 || o.build.isSet("source") && !o.build.isSet("load_source_on_run")
-}
-
-// nuclioBase returns the image that Nuclio is told to start from: what the
-// configuration says for it, spec.image, base_image, and the kind's only when the
-// function adds nothing. Without one Nuclio starts from the image of the runtime.
-func (r resolver) nuclioBase(o nuclioObject) baseImage {
+// nuclioBase returns the image that Nuclio is told to start from, completed: what the
+// configuration says for it, spec.image, base_image, the project's default, and that of
+// the kind only when the function adds nothing. Without one Nuclio starts from the
+// image of the runtime.
+func (r resolver) nuclioBase(fields object) baseImage {
 	const path = "spec.build.baseImage"
-	given := o.fields
-	given.faults = r.faults
+	fields.faults = r.faults
 	candidates := []baseImage{
-		{from: "spec.config[" + path + "]", text: given.child("config").text(path)},
-		{from: "spec.base_spec." + path, text: given.child("base_spec").child("spec").child("build").text("baseImage")},
+		{from: "spec.config[" + path + "]", text: fields.child("config").text(path)},
+		{from: "spec.base_spec." + path, text: fields.child("base_spec").child("spec").child("build").text("baseImage")},
 		{from: "spec.image", text: r.fn.image},
 		{from: "spec.build.base_image", text: r.fn.base},
+		r.projectImage(),
 	}
-	if !o.requiresBuild(r.fn) {
+	if len(r.fn.commands) == 0 && len(r.fn.requirements) == 0 && (r.fn.source == "" || r.fn.loadOnRun) {
 		candidates = append(candidates, r.kindImage())
 	}
-	return r.firstImage(candidates...)
+	return r.firstImage(r.enrich, candidates...)
 }
 
-func (r resolver) whyNuclio(o nuclioObject, base baseImage) string {
+func (r resolver) whyNuclio(base baseImage) string {
 	to := base.String()
 	if base.text == "" {
 		to = "the image of its runtime"
@@ -84,7 +69,7 @@ func (r resolver) whyNuclio(o nuclioObject, base baseImage) string {
 	if n := len(r.fn.requirements); n > 0 {
 		adds = append(adds, plural(n, "requirement"))
 	}
-	if o.build.isSet("source") {
+	if r.fn.source != "" {
 		adds = append(adds, "its source")
 	}
 	if len(adds) == 0 {
@@ -100,7 +85,7 @@ func (r resolver) whyNuclio(o nuclioObject, base baseImage) string {
 
 // hiddenValues are the values of the function's own variables, build arguments and
 // flags that look secret.
-func hiddenValues(o nuclioObject, args []builder.Arg) []string {
+func hiddenValues(fields object, args []builder.Arg) []string {
 	var hidden []string
 	for _, arg := range args {
 		if arg.Secret {
@@ -113,21 +98,17 @@ func hiddenValues(o nuclioObject, args []builder.Arg) []string {
 		}
 	}
 	var env []struct{ Name, Value string }
-	if json.Unmarshal(o.fields.keys["env"], &env) == nil {
+	if json.Unmarshal(fields.keys["env"], &env) == nil {
 		for _, v := range env {
 			note(v.Name, v.Value)
 		}
 	}
-	for word := range strings.FieldsSeq(o.build.text("extra_args")) {
+	for word := range strings.FieldsSeq(fields.child("build").text("extra_args")) {
 		if name, value, ok := strings.Cut(word, "="); ok {
 			note(name, value)
 		}
 	}
 	return slices.DeleteFunc(hidden, func(value string) bool { return value == "" })
-}
-
-func looksSecret(name, value string) bool {
-	return secretName.MatchString(strings.ToUpper(name)) || urlPassword.MatchString(value)
 }
 
 // runtimeOf is the closest to an image that is known before Nuclio has built one.

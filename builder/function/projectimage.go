@@ -2,7 +2,6 @@ package function
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 
 	"kiln/builder"
@@ -99,7 +98,4 @@ func (p ProjectImage) build(f *faults) (name string, build map[string]any) {
 	return name, build
 }
 
-// projectImageReason explains a build that adds nothing.
-func projectImageReason(base baseImage) string {
-	return fmt.Sprintf("A build is needed: the project's image is made of %s as it is.", base)
-}
+func (r resolver) makesProjectImage() bool { return r.fn.name == ProjectImageBuilder }

@@ -135,16 +135,16 @@ func TestReasonsTellPeopleWhy(t *testing.T) {
 		in       function.Input
 		want     string
 	}{
-		{job(``), function.Input{}, "No build is needed: spec.image mlrun/mlrun is used as it is, since the function adds no commands, requirements or extra."},
-		{`{"kind": "application", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: the default image of kind application python:3.9 is used as it is, since the function adds no commands, requirements or extra."},
+		{job(``), function.Input{}, "No build is needed: spec.image mlrun/mlrun is used as it is, since the function adds no commands, requirements, source or extra."},
+		{`{"kind": "application", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: the default image of kind application python:3.9 is used as it is, since the function adds no commands, requirements, source or extra."},
 		{job(`"commands": ["a"]`), function.Input{SkipDeployed: true}, "No build is needed: skip_deployed is set, and the function has an image, spec.image mlrun/mlrun."},
-		{job(``), function.Input{ForceBuild: true}, "A build is needed: force_build is set; the function adds nothing to spec.image mlrun/mlrun."},
-		{job(`"commands": ["a", "b"], "requirements": ["c", "d"]`), function.Input{}, "A build is needed: the function adds 2 commands and 2 requirements to spec.image mlrun/mlrun."},
+		{job(``), function.Input{ForceBuild: true}, "A build is needed: force_build is set; the function adds nothing to spec.image mlrun/mlrun. Note: spec.image mlrun/mlrun has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.version or options.client_version."},
+		{job(`"commands": ["a", "b"], "requirements": ["c", "d"]`), function.Input{}, "A build is needed: the function adds 2 commands and 2 requirements to spec.image mlrun/mlrun. Note: spec.image mlrun/mlrun has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.version or options.client_version."},
 		{job(`"base_image": "python:3.12"`), function.Input{}, "A build is needed: the function adds mlrun (the default for a base image without it, with_mlrun: false leaves it out) to spec.build.base_image python:3.12."},
 		{job(`"base_image": "python:3.12"`), function.Input{WithMLRun: new(true)}, "A build is needed: the function adds mlrun (the request sets with_mlrun) to spec.build.base_image python:3.12."},
 		{job(`"base_image": "python:3.12", "with_mlrun": true`), function.Input{}, "A build is needed: the function adds mlrun (spec.build.with_mlrun is set) to spec.build.base_image python:3.12."},
 		{`{"kind": "spark", "metadata": {"name": "a"}, "spec": {"image": "b"}}`, function.Input{}, "A build is needed: the function adds mlrun (the default for kind spark, with_mlrun: false leaves it out) to spec.image b."},
-		{`{"kind": "serving", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: Nuclio builds the images of kind serving when they are deployed, and this function adds nothing to the default image of kind serving mlrun/mlrun."},
+		{`{"kind": "serving", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: Nuclio builds the images of kind serving when they are deployed, and this function adds nothing to the default image of kind serving mlrun/mlrun. Note: the default image of kind serving mlrun/mlrun has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.version or options.client_version."},
 		{`{"kind": "local", "metadata": {"name": "a"}, "spec": {"image": "b:1"}}`, function.Input{}, "No build is needed: functions of kind local run where they are called; spec.image b:1 is left as it is."},
 		{`{"kind": "handler", "metadata": {"name": "a"}, "spec": {"image": "b", "build": {"requirements": ["a"], "source": "x.zip"}}}`, function.Input{}, "No build is needed: functions of kind handler run where they are called; spec.image b is left as it is. Not used: spec.build.requirements and spec.build.source."},
 	} {

@@ -53,6 +53,9 @@ type Spec struct {
 	// Commands and Requirements are the function's, mlrun's own requirement included.
 	// Commands that spec.config sets go before Commands.
 	Commands, Requirements []string
+	// Source is where the code comes from, after the project's rules. Empty: the function
+	// has inline code, or none.
+	Source string
 	// Env are the build arguments (builder_env), from which credentials of the source are
 	// taken.
 	Env map[string]string

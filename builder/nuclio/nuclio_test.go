@@ -13,10 +13,17 @@ import (
 
 // spec is a Spec of kind nuclio whose object has these keys of spec.
 func spec(fields string) nuclio.Spec {
-	return nuclio.Spec{
+	s := nuclio.Spec{
 		Object: json.RawMessage(`{"kind": "nuclio", "metadata": {"labels": {"team": "a"}}, "spec": {` + fields + `}}`),
 		Kind:   "nuclio", Project: "demo", Name: "trainer", Tag: "latest",
 	}
+	var object struct {
+		Spec struct{ Build struct{ Source string } }
+	}
+	if json.Unmarshal(s.Object, &object) == nil {
+		s.Source = object.Spec.Build.Source
+	}
+	return s
 }
 
 func configure(t *testing.T, s nuclio.Spec, secrets map[string]string) nuclio.Function {

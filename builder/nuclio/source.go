@@ -24,7 +24,7 @@ const servingHandler = "mlrun.serving.serving_wrapper:handler"
 
 // code sets where the code comes from.
 func (m *maker) code(spec, build tree) {
-	source := strings.TrimSpace(m.build.text("source"))
+	source := m.spec.Source
 	inline := m.build.text("functionSourceCode")
 	if inline != "" {
 		build["functionSourceCode"] = inline

@@ -49,15 +49,18 @@ var layers = map[string]layer{
 	"kiln/builder/nuclio/dashboard":  {imports: []string{"kiln/builder", "kiln/builder/nuclio"}, never: domain},
 	"kiln/builder/secrets":           {imports: []string{"kiln/builder"}, never: domain},
 	"kiln/builder/function": {
-		imports: []string{"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/nuclio", "github.com/google/go-containerregistry/pkg/name"},
-		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
+		imports: []string{
+			"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/kaniko", "kiln/builder/nuclio",
+			"github.com/google/go-containerregistry/pkg/name",
+		},
+		never: append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
 	"kiln/builder/registry": {
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config"},
 		never:   domain,
 	},
 	"kiln/builder/kaniko": {
-		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name"},
+		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name", "github.com/kballard/go-shellquote"},
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
 	"kiln/builder/sandbox": {
