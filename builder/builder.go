@@ -114,6 +114,20 @@ func (l Lookup) projectSecrets(ctx context.Context, r Request) (map[string]strin
 	return visible(r, all)
 }
 
+// Nuclio completes the configuration of a request that Nuclio fulfils with the
+// credentials among the project's secrets.
+func (l Lookup) Nuclio(ctx context.Context, r Request) (nuclio.Function, error) {
+	secrets, err := l.projectSecrets(ctx, r)
+	if err != nil {
+		return nuclio.Function{}, err
+	}
+	f, err := r.Nuclio.Function(secrets)
+	if err != nil {
+		return nuclio.Function{}, &Error{Kind: KindInvalidRequest, Op: "making Nuclio's configuration", Err: err}
+	}
+	return f, nil
+}
+
 func (l Lookup) base(ctx context.Context, r Request, platform string) (Image, error) {
 	base, err := l.Registry.Resolve(ctx, r.Base, platform)
 	if err != nil {
@@ -265,19 +279,14 @@ func (b *Builder) ImageRef(p Plan, digest string) string {
 	return repository(p.Destination) + "@" + digest
 }
 
-// Nuclio completes the configuration of a request that Nuclio fulfils with the
-// credentials among the project's secrets, and returns it with what keeps its secrets,
-// and those that the Builder was made with, out of text.
+// Nuclio is Lookup.Nuclio, with what keeps the function's secrets, and those that the
+// Builder was made with, out of text.
 func (b *Builder) Nuclio(ctx context.Context, r Request) (nuclio.Function, *Redactor, error) {
-	secrets, err := b.lookup.projectSecrets(ctx, r)
+	f, err := b.lookup.Nuclio(ctx, r)
 	if err != nil {
-		return nuclio.Function{}, nil, err
+		return f, nil, err
 	}
-	f, err := r.Nuclio.Function(secrets)
-	if err != nil {
-		return nuclio.Function{}, nil, &Error{Kind: KindInvalidRequest, Op: "making Nuclio's configuration", Err: err}
-	}
-	return f, NewRedactor(append(f.Secrets, b.secrets...)...), nil
+	return f, NewRedactor(append(slices.Clone(f.Secrets), b.secrets...)...), nil
 }
 
 // Timeout is how long the request may take.

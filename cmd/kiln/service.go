@@ -17,8 +17,11 @@ import (
 
 	"kiln/builder"
 	"kiln/builder/function"
+	"kiln/builder/nuclio"
+	"kiln/builder/nuclio/dashboard"
 	"kiln/builder/registry"
 	"kiln/builder/sandbox"
+	"kiln/builder/secrets"
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
@@ -30,6 +33,8 @@ type buildFlags struct {
 	Registry registryFlags `embed:"" prefix:"registry-"`
 	Pip      pipFlags      `embed:"" prefix:"pip-"`
 	MLRun    mlrunFlags    `embed:"" prefix:"mlrun-"`
+	Nuclio   nuclioFlags   `embed:"" prefix:"nuclio-"`
+	Secrets  secretsFlags  `embed:"" prefix:"secrets-"`
 	Sandbox  sandboxFlags  `embed:"" prefix:"sandbox-"`
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
 }
@@ -39,7 +44,29 @@ func (f buildFlags) function() function.Config {
 		Registry: f.Registry.URL, DefaultBaseImage: f.MLRun.DefaultBaseImage, TargetNameTemplate: f.MLRun.TargetNameTemplate,
 		MLRunVersionSpecifier: f.MLRun.VersionSpecifier, PipVersion: f.MLRun.PipVersion,
 		ImageByKind: f.MLRun.ImageByKind, MaxTimeout: f.MLRun.MaxTimeout,
+		Spark: function.Spark{Image: f.MLRun.SparkAppImage, Tag: f.MLRun.SparkAppImageTag},
+		Nuclio: nuclio.Config{
+			Namespace: f.Nuclio.Namespace, Runtime: f.Nuclio.Runtime, Version: f.Nuclio.Version,
+			ImagePullSecret: f.Nuclio.ImagePullSecret, BuildSecret: f.Nuclio.BuildSecret, V3IOAPI: f.Nuclio.V3IOAPI,
+		},
 	}
+}
+
+// secrets is where the secrets of projects are.
+func (f buildFlags) secrets() (*secrets.Store, error) {
+	return secrets.New(secrets.Config{Dir: f.Secrets.Dir, Environ: os.Environ()})
+}
+
+// dashboard is Nuclio's, or nil, with what must not be shown of its address.
+func (f buildFlags) dashboard() (worker.Nuclio, []string, error) {
+	if f.Nuclio.DashboardURL == "" {
+		return nil, nil, nil
+	}
+	client, err := dashboard.New(dashboard.Config{URL: f.Nuclio.DashboardURL})
+	if err != nil {
+		return nil, nil, usage(err)
+	}
+	return client, client.Secrets(), nil
 }
 
 func (f buildFlags) builder() builder.Config {
@@ -122,7 +149,15 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 }
 
 func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
-	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
+	store, err := f.secrets()
+	if err != nil {
+		return nil, err
+	}
+	deployer, hidden, err := f.dashboard()
+	if err != nil {
+		return nil, err
+	}
+	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry, Secrets: store}, s.engine, append(hidden, s.registry.Secrets()...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +183,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	}
 	return worker.New(f.workerConfig(bus.Subjects()), worker.Deps{
 		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
-		Metrics: worker.NewMetrics(reg), Log: log,
+		Nuclio: deployer, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
 
