@@ -22,7 +22,7 @@ func (r resolver) resolveNuclio(req *builder.Request, args []builder.Arg, specif
 		Env: make(map[string]string, len(args)), Hidden: hiddenValues(fields, args),
 		ClientVersion: r.in.ClientVersion, ClientPythonVersion: r.in.ClientPythonVersion,
 	}
-	if line := r.mlrunRequirement(base, false, specifier); line != "" && base.text != "" {
+	if line := r.mlrunRequirement(base, false, specifier); line != "" {
 		spec.Requirements = append([]string{line}, spec.Requirements...)
 	}
 	for _, arg := range args {

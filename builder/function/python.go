@@ -73,7 +73,9 @@ func (r resolver) wantsMLRun(base baseImage) bool {
 	case r.config.WithMLRun == WithMLRunAlways:
 		return true
 	default:
-		return r.fn.kind == KindSpark || r.fn.base != "" && !base.fromMLRun()
+		// MLRun's client names the configured Spark image as the base.
+		named := r.fn.base != "" || base.from == sparkFrom
+		return r.fn.kind == KindSpark || named && !base.fromMLRun()
 	}
 }
 

@@ -19,6 +19,7 @@ const (
 	gpuSuffix = "-cuda"
 	// providerIguazio is the only Spark service that comes with an image.
 	providerIguazio = "iguazio"
+	sparkFrom       = "the Spark image of the configuration"
 )
 
 // Spark names the image that functions of the kinds spark and remote-spark start from
@@ -80,7 +81,7 @@ func (s spec) isSpark() bool { return s.kind == KindSpark || s.kind == KindRemot
 // sparkImage is the configured image for a Spark function; for other kinds and
 // providers there is none.
 func (r resolver) sparkImage() baseImage {
-	b := baseImage{from: "the Spark image of the configuration"}
+	b := baseImage{from: sparkFrom}
 	s := r.config.Spark
 	if !r.fn.isSpark() || s == (Spark{}) {
 		return b
