@@ -121,7 +121,6 @@ func (r resolver) request() builder.Request {
 func (r resolver) resolveBuilt(req *builder.Request, args []builder.Arg, specifier string) {
 	base := r.base()
 	add := r.additions(base, specifier)
-	args, flags := r.extraArgs(args)
 	if d, ok := r.notNeeded(add); ok {
 		req.Decision = d
 		return
@@ -129,6 +128,7 @@ func (r resolver) resolveBuilt(req *builder.Request, args []builder.Arg, specifi
 	if base.text == "" {
 		r.needSparkImage()
 	}
+	r.faults.check("spec.build.functionSourceCode", checkCode(r.fn.code))
 	req.Base = base.ref
 	req.Target, req.UserImage = r.target()
 	req.Commands = add.commands
@@ -136,8 +136,7 @@ func (r resolver) resolveBuilt(req *builder.Request, args []builder.Arg, specifi
 	if req.Source = add.source; req.Source != nil && checkSource(r.fn.source) == nil {
 		r.faults.check(sourcePath, checkFetched(r.fn.source))
 	}
-	req.BuildArgs = args
-	req.Flags = flags
+	req.BuildArgs, req.Flags = r.extraArgs(args)
 	req.Extra = add.extra
 	req.Secrets = slices.Clone(r.in.Secrets)
 	req.RegistrySecret = r.registrySecret(req.Target)

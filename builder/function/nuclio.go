@@ -30,6 +30,7 @@ func (r resolver) resolveNuclio(req *builder.Request, args []builder.Arg, specif
 	}
 	f, err := spec.Function(nil)
 	r.faults.join(err)
+	r.faults.check("spec.build.functionSourceCode", checkCode(r.fn.code))
 	req.Nuclio, req.Secrets = &spec, r.in.Secrets
 	req.Decision = builder.Decision{Image: base.ref, Reason: r.whyNuclio(base) + r.notes.String()}
 	if base.ref == "" && err == nil {

@@ -39,15 +39,17 @@ type spec struct {
 	requirements []string
 	extra        string
 	extraArgs    string
-	env          map[string]string
-	withMLRun    *bool
-	source       string
-	loadOnRun    bool
-	targetDir    string
-	targetPath   string
-	secret       string
-	verbose      bool
-	scheduling   builder.Scheduling
+	// code is inline code in base64.
+	code       string
+	env        map[string]string
+	withMLRun  *bool
+	source     string
+	loadOnRun  bool
+	targetDir  string
+	targetPath string
+	secret     string
+	verbose    bool
+	scheduling builder.Scheduling
 	// embedded says that a dask cluster runs in the process of its caller.
 	embedded bool
 }
@@ -87,7 +89,7 @@ func readFunction(raw json.RawMessage, f *faults) spec {
 	s.commands = readCommands(build)
 	s.requirements = readRequirements(build)
 	f.check(build.at("extra"), dockerfile.CheckExtra(s.extra))
-	checkCode(build)
+	s.code = build.text("functionSourceCode")
 	s.readSource(build, fields)
 	s.extraArgs = build.text("extra_args")
 	s.secret = strings.TrimSpace(build.text("secret"))
@@ -199,15 +201,16 @@ func cleanRequirement(line string) string {
 	return strings.TrimSpace(line)
 }
 
-// checkCode checks the inline code, which is not part of the image.
-func checkCode(build object) {
+// checkCode reports why inline code, which is not part of the image, cannot be read.
+func checkCode(text string) error {
 	code := strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
 			return -1
 		}
 		return r
-	}, build.text("functionSourceCode"))
+	}, text)
 	if _, err := base64.StdEncoding.DecodeString(code); err != nil {
-		build.faults.add(build.at("functionSourceCode"), "is not valid base64: %w", err)
+		return fmt.Errorf("is not valid base64: %w", err)
 	}
+	return nil
 }
