@@ -103,7 +103,7 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, er
 	defer images.Close()
 	store, err := p.secrets()
 	if err != nil {
-		return builder.Plan{}, usage(err)
+		return builder.Plan{}, err
 	}
 	return builder.Pin(ctx, p.builder(), builder.Lookup{Registry: images, Secrets: store}, r)
 }
@@ -115,7 +115,7 @@ func (p *planCmd) nuclio(ctx context.Context, r builder.Request) (map[string]any
 	if p.Pin {
 		store, err := p.secrets()
 		if err != nil {
-			return nil, usage(err)
+			return nil, err
 		}
 		lookup.Secrets = store
 	}

@@ -52,23 +52,6 @@ func (f buildFlags) function() function.Config {
 	}
 }
 
-// secrets is where the secrets of projects are.
-func (f buildFlags) secrets() (*secrets.Store, error) {
-	return secrets.New(secrets.Config{Dir: f.Secrets.Dir, Environ: os.Environ()})
-}
-
-// dashboard is Nuclio's, or nil, with what must not be shown of its address.
-func (f buildFlags) dashboard() (worker.Nuclio, []string, error) {
-	if f.Nuclio.DashboardURL == "" {
-		return nil, nil, nil
-	}
-	client, err := dashboard.New(dashboard.Config{URL: f.Nuclio.DashboardURL})
-	if err != nil {
-		return nil, nil, usage(err)
-	}
-	return client, client.Secrets(), nil
-}
-
 func (f buildFlags) builder() builder.Config {
 	return builder.Config{
 		Platform: f.Worker.Platform, Timeout: f.Worker.Timeout,
@@ -93,6 +76,27 @@ func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
 		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: f.function(),
 	}
+}
+
+// secrets is where the secrets of projects are.
+func (f buildFlags) secrets() (*secrets.Store, error) {
+	store, err := secrets.New(secrets.Config{Dir: f.Secrets.Dir, Environ: os.Environ()})
+	if err != nil {
+		return nil, usage(err)
+	}
+	return store, nil
+}
+
+func (f buildFlags) outside() (o outside, err error) {
+	if o.secrets, err = f.secrets(); err != nil || f.Nuclio.DashboardURL == "" {
+		return o, err
+	}
+	client, err := dashboard.New(dashboard.Config{URL: f.Nuclio.DashboardURL})
+	if err != nil {
+		return o, usage(err)
+	}
+	o.nuclio, o.hidden = client, client.Secrets()
+	return o, nil
 }
 
 // executor finds the Kaniko executor.
@@ -121,10 +125,24 @@ type service struct {
 	worker   *worker.Worker
 	engine   *sandbox.Engine
 	registry *registry.Registry
+	outside
+}
+
+// outside are the places beyond engine and registry that a worker needs.
+type outside struct {
+	secrets *secrets.Store
+	// nuclio is nil without a dashboard.
+	nuclio worker.Nuclio
+	// hidden must not be shown.
+	hidden []string
 }
 
 // newService wires a worker. The topology must be provisioned.
 func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+	beyond, err := f.outside()
+	if err != nil {
+		return nil, err
+	}
 	executor, err := f.Sandbox.executor()
 	if err != nil {
 		return nil, err
@@ -140,7 +158,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 	if err != nil {
 		return nil, err
 	}
-	s := &service{engine: engine, registry: images}
+	s := &service{engine: engine, registry: images, outside: beyond}
 	if s.worker, err = s.newWorker(ctx, f, nc, t, reg, log); err != nil {
 		_ = s.close()
 		return nil, err
@@ -149,15 +167,8 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 }
 
 func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
-	store, err := f.secrets()
-	if err != nil {
-		return nil, err
-	}
-	deployer, hidden, err := f.dashboard()
-	if err != nil {
-		return nil, err
-	}
-	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry, Secrets: store}, s.engine, append(hidden, s.registry.Secrets()...)...)
+	lookup := builder.Lookup{Registry: s.registry, Secrets: s.secrets}
+	b, err := builder.New(f.builder(), lookup, s.engine, append(s.registry.Secrets(), s.hidden...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +194,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	}
 	return worker.New(f.workerConfig(bus.Subjects()), worker.Deps{
 		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
-		Nuclio: deployer, Metrics: worker.NewMetrics(reg), Log: log,
+		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
 
