@@ -52,7 +52,10 @@ func checkProjectImage(c mlrunCase) []difference {
 		project["metadata"] = map[string]any{"name": name}
 	}
 	project["spec"], _ = get[map[string]any](c.in, "project_spec")
-	object, _ := json.Marshal(project)
+	object, err := json.Marshal(project)
+	if err != nil {
+		panic(shapeError{err.Error()})
+	}
 	p := function.ProjectImage{
 		Object: object, Image: argument[string](args, "image"), BaseImage: argument[string](args, "base_image"),
 		Commands: argument[[]string](args, "commands"), Requirements: argument[[]string](args, "requirements"),

@@ -38,7 +38,10 @@ func TestAProjectsImageIsMadeOfFlagsAlone(t *testing.T) {
 	}
 	want := []any{
 		"mlrun--project--image--builder", "my-proj", "mlrun/mlrun:1.7.0", ".mlrun-project-image-my-proj",
-		"registry.example.com/team/mlrun-project-image-my-proj:latest", []string{"ls"}, []string{"mlrun[complete]==1.7.0", "vaderSentiment"}, true, false,
+		"registry.example.com/team/mlrun-project-image-my-proj:latest",
+		[]string{"ls"},
+		[]string{"mlrun[complete]==1.7.0", "vaderSentiment"},
+		true, false,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -77,7 +80,10 @@ func TestAProjectObjectIsTakenWithFlagsOnTop(t *testing.T) {
 	})
 	got := []any{req.Base, req.UserImage, req.Commands, req.Requirements, req.Extra, req.Source.URL, req.Source.Target}
 	want := []any{
-		"python:3.11", ".own-image:2", []string{"a", "c"}, []string{"b", "numpy", "d,e"}, "USER 1",
+		"python:3.11", ".own-image:2",
+		[]string{"a", "c"},
+		[]string{"b", "numpy", "d,e"},
+		"USER 1",
 		"git://github.com/mlrun/demo.git#main", "/opt/code",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -11,8 +11,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -131,9 +133,7 @@ func (m *maker) config(f Function, object tree) tree {
 		metadata["namespace"] = f.Namespace
 	}
 	labels := metadata.child("labels")
-	for key, value := range object.child("metadata").child("labels") {
-		labels[key] = value
-	}
+	maps.Copy(labels, object.child("metadata").child("labels"))
 	labels[labelClass], labels[LabelProject] = m.spec.Kind, f.Project
 	if m.spec.Tag != "" {
 		labels[labelTag] = m.spec.Tag
@@ -234,10 +234,8 @@ func Flags(extraArgs string) []string {
 // every other text is what clean makes of it.
 func (f Function) Shown(clean func(string) string) map[string]any {
 	shown, _ := transform(f.Config, func(text string) string {
-		for _, secret := range f.Secrets {
-			if text == secret {
-				return "***"
-			}
+		if slices.Contains(f.Secrets, text) {
+			return "***"
 		}
 		return clean(text)
 	}).(map[string]any)

@@ -44,7 +44,8 @@ func (m *maker) commands(config tree) []any {
 // its flag, and the rest as one word, which may be the path of a file in the base
 // image ("-r requirements.txt").
 func PipInstall(requirements []string) string {
-	words := []string{"python", "-m", "pip", "install"}
+	words := make([]string, 0, 4+len(requirements))
+	words = append(words, "python", "-m", "pip", "install")
 	for _, line := range requirements {
 		words = append(words, pipWords(line)...)
 	}

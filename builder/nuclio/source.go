@@ -50,7 +50,8 @@ func (m *maker) source(source string, spec, build tree) {
 	if workDir = orElse(m.fields.text("workdir"), workDir); workDir != "" {
 		attributes["workDir"] = workDir
 	}
-	kind, path := "", source
+	var kind string
+	path := source
 	scheme, rest, _ := strings.Cut(source, "://")
 	switch scheme {
 	case "s3":

@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,9 +93,7 @@ func (s *Store) Secrets(_ context.Context, project string) (map[string]string, e
 	if err != nil {
 		return nil, &builder.Error{Kind: builder.KindUnavailable, Op: op, Err: err}
 	}
-	for name, value := range files {
-		found[name] = value
-	}
+	maps.Copy(found, files)
 	return found, nil
 }
 

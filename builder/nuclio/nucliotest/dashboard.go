@@ -201,9 +201,13 @@ func (d *Dashboard) createProject(w http.ResponseWriter, r *http.Request) {
 }
 
 func answer(w http.ResponseWriter, code int, body any) {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		code, raw = http.StatusInternalServerError, nil
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body)
+	_, _ = w.Write(raw)
 }
 
 func fail(w http.ResponseWriter, code int, text string) {
