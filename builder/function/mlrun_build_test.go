@@ -247,10 +247,8 @@ func (d *diffs) untouched(c mlrunCase, key string, own any) {
 	if !ok {
 		return
 	}
-	a, _ := json.Marshal(want)
-	o, _ := json.Marshal(own)
-	if string(a) != string(o) {
-		d.add(key, string(a), "the function is not changed: "+string(o))
+	if a, o := jsonText(want), jsonText(own); a != o {
+		d.add(key, a, "the function is not changed: "+o)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
 	"strings"
 	"time"
@@ -132,14 +133,16 @@ func (c mlrunCase) object() json.RawMessage { return named(c.function) }
 
 func named(object map[string]any) json.RawMessage {
 	f := map[string]any{"kind": "job", "metadata": map[string]any{"name": "my-func", "project": "my-proj"}, "spec": map[string]any{}}
-	for key, value := range object {
-		f[key] = value
-	}
-	text, err := json.Marshal(f)
+	maps.Copy(f, object)
+	return json.RawMessage(jsonText(f))
+}
+
+func jsonText(value any) string {
+	text, err := json.Marshal(value)
 	if err != nil {
 		panic(err)
 	}
-	return text
+	return string(text)
 }
 
 func decode(text json.RawMessage) map[string]any {
@@ -180,9 +183,7 @@ func textsAt(object map[string]any, path ...string) []string {
 // with returns a copy of a decoded object with a value put in.
 func with(object map[string]any, value any, path ...string) map[string]any {
 	copied := make(map[string]any, len(object)+1)
-	for k, v := range object {
-		copied[k] = v
-	}
+	maps.Copy(copied, object)
 	if len(path) == 1 {
 		copied[path[0]] = value
 		return copied

@@ -163,7 +163,7 @@ func covering(c mlrunCase, d difference) (deviation, bool) {
 }
 
 // readFacts reads a file of cases.
-func readFacts(t *testing.T, file string) []mlrunCase {
+func readFacts(t testing.TB, file string) []mlrunCase {
 	t.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
