@@ -79,6 +79,20 @@ func followed() map[string][]string {
 		inStates: {
 			"`deploying`, `pending` and `running` are `build.started`; `ready` is `build.completed`, with `built`, `reused` or `not_needed`; `error` is `build.failed`.",
 		},
+		inNuclio: {
+			"Kinds nuclio, remote and serving are Nuclio's to build: nothing is built here, and Nuclio gets a configuration, which `kiln plan` shows. Behind `nuclio.dashboard_url` it is deployed, and the request ends with what Nuclio says.",
+			"The base is spec.config's, else spec.image, else base_image, else the project's, completed as every base; the image of the kind only for a function that adds nothing. Without any Nuclio takes the image of the runtime.",
+			"The requirements are one pip command after the commands, each a word for the shell; `-r` is a flag and its path a word. Commands of spec.config go before those of spec.build. On an image of MLRun's with requirements, mlrun is held at its version.",
+			"extra_args are flags of the build, each with its values, unchecked. `no_cache` and inline code are handed on.",
+			"`git://` (with a branch or a reference), `s3://`, `http(s)://` and `v3io(s)://` sources are code entries with the credentials of builder_env, else of the project's secrets; others are refused. `a/b#module:function` as function_handler names the folder.",
+			"The secret for pulling that differs from its default wins, then the one for building, then the defaults.",
+			"The runtime is `python:3.9`; for clients before 1.3 or with Python 3.7 `python:3.7`, and with a Nuclio before 1.6 `python:3.6`.",
+		},
+		inImages: {
+			"`kiln spark-image` makes `.spark-job-default-image`, with a GPU `.spark-job-default-image-cuda`, or `.remote-spark-default-image`, of `mlrun.spark_app_image` with `mlrun.spark_app_image_tag`; remote Spark takes `shell` where it says `spark-app`. Another version of Spark or of mlrun is another image, and the same one is used again.",
+			"A Spark function without a base starts from that image, with `-cuda` when it has limits for GPUs itself. Where none is configured it is refused.",
+			"`kiln build --project-image` makes the project's default image, else `.mlrun-project-image-<name>`, of the default base, with the project's source unless it is loaded when functions run. builder_env and extra_args are used once.",
+		},
 	}
 }
 
