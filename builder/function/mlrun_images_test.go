@@ -107,8 +107,13 @@ func (c mlrunCase) call() (name string, args map[string]any) {
 
 func argument[T any](args map[string]any, key string) T {
 	var value T
-	text, _ := json.Marshal(args[key])
-	_ = json.Unmarshal(text, &value)
+	text, err := json.Marshal(args[key])
+	if err == nil {
+		err = json.Unmarshal(text, &value)
+	}
+	if err != nil {
+		panic(shapeError{fmt.Sprintf("call: %s: %v", key, err)})
+	}
 	return value
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -85,9 +86,7 @@ func TestASecretOfTheProjectReachesCommandsAndNothingElse(t *testing.T) {
 		"arguments": strings.Join(kaniko.Args(plan, kaniko.Options{}), " "),
 	}
 	found := contents(t, plan.Destination)
-	for part, text := range found {
-		traces[part] = text
-	}
+	maps.Copy(traces, found)
 	for part, text := range traces {
 		for _, form := range []string{secretValue, base64.StdEncoding.EncodeToString([]byte(secretValue))} {
 			if strings.Contains(text, form) {
