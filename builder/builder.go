@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v6"
+
+	"kiln/builder/nuclio"
 )
 
 // Registry is what a Builder needs of image registries. Implementations are safe
@@ -115,6 +118,20 @@ func (l Lookup) projectSecrets(ctx context.Context, r Request) (map[string]strin
 		return nil, err
 	}
 	return visible(r, all)
+}
+
+// Nuclio completes the configuration of a request that Nuclio fulfils with the
+// credentials among the project's secrets.
+func (l Lookup) Nuclio(ctx context.Context, r Request) (nuclio.Function, error) {
+	secrets, err := l.projectSecrets(ctx, r)
+	if err != nil {
+		return nuclio.Function{}, err
+	}
+	f, err := r.Nuclio.Function(secrets)
+	if err != nil {
+		return nuclio.Function{}, &Error{Kind: KindInvalidRequest, Op: "making Nuclio's configuration", Err: err}
+	}
+	return f, nil
 }
 
 func (l Lookup) base(ctx context.Context, r Request, platform string) (Image, error) {
@@ -283,9 +300,26 @@ func (b *Builder) ImageRef(p Plan, digest string) string {
 	return repository(p.Destination) + "@" + digest
 }
 
+// Nuclio is Lookup.Nuclio, with what keeps the function's secrets, and those that the
+// Builder was made with, out of text.
+func (b *Builder) Nuclio(ctx context.Context, r Request) (nuclio.Function, *Redactor, error) {
+	f, err := b.lookup.Nuclio(ctx, r)
+	if err != nil {
+		return f, nil, err
+	}
+	return f, b.redactor(f.Secrets), nil
+}
+
+// Timeout is how long the request may take.
+func (b *Builder) Timeout(r Request) time.Duration { return cmp.Or(r.Timeout, b.cfg.Timeout) }
+
 // Redactor keeps the plan's secrets, and what the Builder was made with, out of text.
 func (b *Builder) Redactor(p Plan) *Redactor {
-	r := NewRedactor(p.SecretValues()...)
+	return b.redactor(p.SecretValues())
+}
+
+func (b *Builder) redactor(values []string) *Redactor {
+	r := NewRedactor(values...)
 	r.others = b.known
 	return r
 }

@@ -25,10 +25,7 @@ func (w *Worker) fulfil(ctx context.Context, t *task) (*events.BuildCompleted, e
 	t.subject = events.Function{Project: request.Project, Name: request.Name, Tag: request.Tag}
 	t.image = request.UserImage
 	if !request.Decision.Build {
-		t.image = request.Decision.Image
-		return &events.BuildCompleted{
-			Outcome: events.OutcomeNotNeeded, Reason: request.Decision.Reason, Image: t.image,
-		}, nil
+		return w.leave(ctx, t, request)
 	}
 	plan, err := w.deps.Builder.Plan(ctx, request)
 	if err != nil {

@@ -112,7 +112,7 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 		"several documents": {"kind: job\n---\nkind: job\n", []string{"plan", "-f", "-"}, "several"},
 		"schema":            {"kind: job\nmetadata: {}\nspec: {build: {commands: ls}}\n", []string{"plan", "-f", "-"}, "/function/spec/build/commands"},
 		"rules":             {strings.Replace(functionYAML, "job", "toaster", 1), []string{"plan", "-f", "-"}, "toaster"},
-		"unsupported field": {strings.Replace(functionYAML, "with_mlrun", "secret: s\n    with_mlrun", 1), []string{"plan", "-f", "-", "--registry-url", "r.example.com"}, "spec.build.secret"},
+		"unsupported field": {strings.Replace(functionYAML, "with_mlrun", "source: store://s\n    with_mlrun", 1), []string{"plan", "-f", "-", "--registry-url", "r.example.com"}, "spec.build.source"},
 		"no registry":       {functionYAML, []string{"plan", "-f", "-"}, "registry"},
 		"unknown setting":   {"", []string{"--config", bad, "ls"}, "nats.urll"},
 		"size":              {"", []string{"up", "--sandbox-memory", "lots"}, "lots"},

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 
+	"sigs.k8s.io/yaml"
+
 	"kiln/builder"
 	"kiln/builder/function"
 	"kiln/builder/kaniko"
@@ -26,7 +28,8 @@ type planCmd struct {
 func (planCmd) Help() string {
 	return `Shows what a worker with the same settings would do with the function: whether an
 image is built and why, the Dockerfile, target, base, arguments, and what the
-identity of the build is made of. Nothing is contacted, unless --pin is given.
+identity of the build is made of; of functions that Nuclio builds the configuration
+that it gets. Nothing is contacted, unless --pin is given.
 
 Examples:
   kiln plan -f function.yaml --registry-url registry.example.com/team
@@ -49,6 +52,7 @@ type planView struct {
 	Secrets      []string          `json:"secrets,omitempty"`
 	ExecutorArgs []string          `json:"executor_args,omitempty"`
 	BuildID      string            `json:"build_id,omitempty"`
+	Nuclio       map[string]any    `json:"nuclio,omitempty"`
 	Identity     []builder.Field   `json:"identity,omitempty"`
 }
 
@@ -85,6 +89,11 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 		}
 		view.fill(resolved, plan, reached)
 	}
+	if resolved.Nuclio != nil {
+		if view.Nuclio, err = p.nuclio(ctx, resolved); err != nil {
+			return err
+		}
+	}
 	if p.Output == "json" {
 		return writeJSON(s.out, view)
 	}
@@ -103,7 +112,29 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request, images *registry.
 		}
 		return plan, nil
 	}
-	return builder.Pin(ctx, cfg, builder.Lookup{Registry: images}, r)
+	store, err := p.secrets()
+	if err != nil {
+		return builder.Plan{}, err
+	}
+	return builder.Pin(ctx, cfg, builder.Lookup{Registry: images, Secrets: store}, r)
+}
+
+// nuclio is the configuration that Nuclio gets; the project's secrets are part of it
+// only when the plan looks things up.
+func (p *planCmd) nuclio(ctx context.Context, r builder.Request) (map[string]any, error) {
+	var lookup builder.Lookup
+	if p.Pin {
+		store, err := p.secrets()
+		if err != nil {
+			return nil, err
+		}
+		lookup.Secrets = store
+	}
+	f, err := lookup.Nuclio(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return f.Shown(builder.NewRedactor(f.Secrets...).Text), nil
 }
 
 func (v *planView) fill(r builder.Request, plan builder.Plan, registries []builder.Access) {
@@ -174,6 +205,13 @@ func (v planView) print(w io.Writer) error {
 		} else {
 			line("\nbuild id", v.BuildID)
 		}
+	}
+	if v.Nuclio != nil {
+		config, err := yaml.Marshal(v.Nuclio)
+		if err != nil {
+			return fmt.Errorf("print Nuclio's configuration: %w", err)
+		}
+		fmt.Fprintf(&b, "\nconfiguration for Nuclio\n%s", indent(string(config)))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -17,8 +17,11 @@ import (
 
 	"kiln/builder"
 	"kiln/builder/function"
+	"kiln/builder/nuclio"
+	"kiln/builder/nuclio/dashboard"
 	"kiln/builder/registry"
 	"kiln/builder/sandbox"
+	"kiln/builder/secrets"
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
@@ -30,6 +33,8 @@ type buildFlags struct {
 	Registry registryFlags `embed:"" prefix:"registry-"`
 	Pip      pipFlags      `embed:"" prefix:"pip-"`
 	MLRun    mlrunFlags    `embed:"" prefix:"mlrun-"`
+	Nuclio   nuclioFlags   `embed:"" prefix:"nuclio-"`
+	Secrets  secretsFlags  `embed:"" prefix:"secrets-"`
 	Sandbox  sandboxFlags  `embed:"" prefix:"sandbox-"`
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
 }
@@ -39,6 +44,11 @@ func (f buildFlags) function() function.Config {
 		Registry: f.Registry.URL, DefaultBaseImage: f.MLRun.DefaultBaseImage, TargetNameTemplate: f.MLRun.TargetNameTemplate,
 		MLRunVersionSpecifier: f.MLRun.VersionSpecifier, PipVersion: f.MLRun.PipVersion,
 		ImageByKind: f.MLRun.ImageByKind, MaxTimeout: f.MLRun.MaxTimeout,
+		Spark: function.Spark{Image: f.MLRun.SparkAppImage, Tag: f.MLRun.SparkAppImageTag},
+		Nuclio: nuclio.Config{
+			Namespace: f.Nuclio.Namespace, Runtime: f.Nuclio.Runtime, Version: f.Nuclio.Version,
+			ImagePullSecret: f.Nuclio.ImagePullSecret, BuildSecret: f.Nuclio.BuildSecret, V3IOAPI: f.Nuclio.V3IOAPI,
+		},
 	}
 }
 
@@ -63,6 +73,27 @@ func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
 		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: f.function(),
 	}
+}
+
+// secrets is where the secrets of projects are.
+func (f buildFlags) secrets() (*secrets.Store, error) {
+	store, err := secrets.New(secrets.Config{Dir: f.Secrets.Dir, Environ: os.Environ()})
+	if err != nil {
+		return nil, usage(err)
+	}
+	return store, nil
+}
+
+func (f buildFlags) outside() (o outside, err error) {
+	if o.secrets, err = f.secrets(); err != nil || f.Nuclio.DashboardURL == "" {
+		return o, err
+	}
+	client, err := dashboard.New(dashboard.Config{URL: f.Nuclio.DashboardURL})
+	if err != nil {
+		return o, usage(err)
+	}
+	o.nuclio, o.hidden = client, client.Secrets()
+	return o, nil
 }
 
 // executor finds the Kaniko executor.
@@ -91,10 +122,24 @@ type service struct {
 	worker   *worker.Worker
 	engine   *sandbox.Engine
 	registry *registry.Registry
+	outside
+}
+
+// outside are the places beyond engine and registry that a worker needs.
+type outside struct {
+	secrets *secrets.Store
+	// nuclio is nil without a dashboard.
+	nuclio worker.Nuclio
+	// hidden must not be shown.
+	hidden []string
 }
 
 // newService wires a worker. The topology must be provisioned.
 func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+	beyond, err := f.outside()
+	if err != nil {
+		return nil, err
+	}
 	executor, err := f.Sandbox.executor()
 	if err != nil {
 		return nil, err
@@ -110,7 +155,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 	if err != nil {
 		return nil, err
 	}
-	s := &service{engine: engine, registry: images}
+	s := &service{engine: engine, registry: images, outside: beyond}
 	if s.worker, err = s.newWorker(ctx, f, nc, t, reg, log); err != nil {
 		_ = s.close()
 		return nil, err
@@ -123,7 +168,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	if err != nil {
 		return nil, err
 	}
-	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry}, s.engine, s.registry.Redactor())
+	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry, Secrets: s.secrets}, s.engine, s.registry.Redactor(), builder.NewRedactor(s.hidden...))
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +194,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	}
 	return worker.New(f.workerConfig(bus.Subjects()), worker.Deps{
 		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
-		Metrics: worker.NewMetrics(reg), Log: log,
+		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
 

@@ -84,6 +84,25 @@ type mlrunFlags struct {
 	ImageByKind        map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
 	MaxTimeout         time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
 	BuildArgs          map[string]string `help:"Build arguments of every build, with values that are no secret." placeholder:"NAME=VALUE"`
+	SparkAppImage      string            `help:"Image, without a tag, that functions of kinds spark and remote-spark start from; remote-spark takes shell where it says spark-app." placeholder:"IMAGE"`
+	SparkAppImageTag   string            `help:"Tag of that image." placeholder:"TAG"`
+}
+
+// nuclioFlags are about functions whose images Nuclio builds.
+type nuclioFlags struct {
+	DashboardURL    string `name:"dashboard-url" help:"Dashboard of Nuclio, on which functions of kinds nuclio, remote and serving are deployed; may hold credentials. Without it they are left to whoever deploys them." placeholder:"URL"`
+	Namespace       string `help:"Namespace of the functions. Defaults to the dashboard's."`
+	Runtime         string `default:"python:3.9" help:"Runtime of functions that name none."`
+	Version         string `help:"Version of Nuclio. Before 1.6 it has no newer runtime than python:3.6."`
+	ImagePullSecret string `help:"Kubernetes secret for pulling images, for functions that name none." placeholder:"NAME"`
+	BuildSecret     string `help:"Kubernetes secret for pushing images, for functions that name none." placeholder:"NAME"`
+	V3IOAPI         string `name:"v3io-api" env:"KILN_NUCLIO_V3IO_API" help:"Address for v3io sources without a host." placeholder:"URL"`
+}
+
+// secretsFlags say where the secrets of projects are. Variables named
+// KILN_PROJECT_SECRET__PROJECT__NAME hold more of them.
+type secretsFlags struct {
+	Dir string `type:"existingdir" help:"Folder with a folder for each project and a file for each of its secrets, as Kubernetes mounts them. KILN_PROJECT_SECRET__PROJECT__NAME in the environment is one more." placeholder:"DIR"`
 }
 
 // sandboxFlags say how builds run on this machine.
