@@ -98,7 +98,8 @@ func decisionDeviations() []deviation {
 			Section: inDecision, Rule: "A source that is loaded when the function runs makes a build, of an image with nothing new in it.",
 			Verdict: better, Reason: "Nothing goes into the image, so the base is used as it is, as MLRun's client has it (requires_build).",
 			Covers: func(c mlrunCase, d difference) bool {
-				return isField(d, "result") && c.build("source") != "" && c.flag("spec", "build", "load_source_on_run") && d.Want == "build_started" &&
+				project, _ := get[bool](c.in.object("project_spec"), "load_source_on_run")
+				return isField(d, "result") && c.build("source") != "" && (project || c.flag("spec", "build", "load_source_on_run")) && d.Want == "build_started" &&
 					strings.HasPrefix(d.Got, string(notNeeded))
 			},
 		},
@@ -141,7 +142,7 @@ func imageDeviations() []deviation {
 			Section: inBase, Rule: "Images are compared by substring: mlrun/mlrun-api, for one, counts as an image that has mlrun.",
 			Verdict: better, Reason: "References are parsed; the images with mlrun are mlrun/mlrun, mlrun-gpu, mlrun-kfp and ml-base, at any registry and below any path.",
 			Covers: func(c mlrunCase, d difference) bool {
-				return isField(d, "result", "requirements_file", "dockerfile.steps") && strings.Contains(c.base(), "mlrun/ml") && !mlrunImage.MatchString(c.base())
+				return isField(d, "result", "requirements_file", "dockerfile.steps", "warnings") && strings.Contains(c.base(), "mlrun/ml") && !mlrunImage.MatchString(c.base())
 			},
 		},
 		{
