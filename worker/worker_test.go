@@ -440,6 +440,9 @@ func TestBadInputEndsInOneFailureThatSaysWhatToDo(t *testing.T) {
 		"source of MLRun's own": {func(b *bundle) []byte {
 			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "store://x/y"}}, nil).Data
 		}, want{Code: "invalid_request", Text: "spec.build.source"}},
+		"source that is on no worker": {func(b *bundle) []byte {
+			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "./code.zip", "commands": []string{"ls"}}}, nil).Data
+		}, want{Code: "invalid_request", Text: "spec.build.source"}},
 		"NUL in a command": {func(b *bundle) []byte { return b.request("", b.spec("echo \x00"), nil).Data }, want{Code: "invalid_request"}},
 		"base does not exist": {func(b *bundle) []byte {
 			return b.request("", map[string]any{"build": map[string]any{"base_image": b.registry + "/nope:1", "commands": []string{"ls"}, "with_mlrun": false}}, nil).Data

@@ -202,6 +202,9 @@ type world struct {
 
 func (w world) lookup() builder.Lookup { return builder.Lookup{Registry: w, Sources: w, Secrets: w} }
 
+// With implements builder.Registry.
+func (w world) With(string) builder.Registry { return w }
+
 // Resolve implements builder.Registry: every image exists.
 func (world) Resolve(_ context.Context, ref, _ string) (builder.Image, error) {
 	return builder.Image{Ref: ref, Digest: "sha256:" + strings.Repeat("a", 64)}, nil
