@@ -437,8 +437,8 @@ func TestBadInputEndsInOneFailureThatSaysWhatToDo(t *testing.T) {
 		"image is no reference": {func(b *bundle) []byte {
 			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "image": "bad image", "commands": []string{"ls"}}}, nil).Data
 		}, want{Code: "invalid_request", Text: "build.image"}},
-		"source of MLRun's own": {func(b *bundle) []byte {
-			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "store://x/y"}}, nil).Data
+		"source that is on no worker": {func(b *bundle) []byte {
+			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "./code.zip", "commands": []string{"ls"}}}, nil).Data
 		}, want{Code: "invalid_request", Text: "spec.build.source"}},
 		"NUL in a command": {func(b *bundle) []byte { return b.request("", b.spec("echo \x00"), nil).Data }, want{Code: "invalid_request"}},
 		"base does not exist": {func(b *bundle) []byte {

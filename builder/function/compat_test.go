@@ -38,7 +38,7 @@ func followed() map[string][]string {
 		},
 		inBase: {
 			"base_image, else spec.image, else the project's default, the image of the kind, `mlrun/mlrun`.",
-			"Images of MLRun's without a tag get `images_tag`, else the version of the client, else that of the server (`mlrun.version`; unset, they stand for latest, and the reason of the build says so). `0.0.0+unstable` is `unstable`; clients with Python 3.7 get `-py37` for 1.3, 1.4 and unstable versions.",
+			"Images of MLRun's without a tag get `images_tag`, else the version of the client, else that of the server (`mlrun.server_version`; unset, they stand for latest, and the reason of the build says so). `0.0.0+unstable` is `unstable`; clients with Python 3.7 get `-py37` for 1.3, 1.4 and unstable versions.",
 			"`images_registry` and `vendor_images_registry` are put in front of images that `images_to_enrich_registry` matches.",
 			"A leading dot stands for the configured registry and repository.",
 		},

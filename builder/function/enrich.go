@@ -25,7 +25,7 @@ func (r resolver) enrich(path, text string) (image, error) {
 		if tag := r.imagesTag(); tag != "" {
 			text += ":" + tag
 		} else {
-			r.notes.add("%s %s has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.version or options.client_version", path, text)
+			r.notes.add("%s %s has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.server_version or options.client_version", path, text)
 		}
 	}
 	prefix := r.config.VendorImagesRegistry

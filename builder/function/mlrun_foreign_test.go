@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"kiln/builder/kaniko"
 )
 
 func sourceDeviations() []deviation {
@@ -40,14 +42,23 @@ func sourceOf(c mlrunCase) string {
 // retryFlags are those that both MLRun and Kiln give the executor themselves.
 var retryFlags = regexp.MustCompile(`--(?:push-retry|image-fs-extract-retry)\b`)
 
+// refusedFlag finds the refusals of flags, as apart from those of their values.
+var refusedFlag = regexp.MustCompile(`spec\.build\.extra_args: --\S+ (?:is not a flag of the executor|cannot be set by a request)`)
+
+// flagIsRefused reports whether Kiln takes the flag at all.
+func flagIsRefused(flag string) bool {
+	_, _, err := kaniko.ParseExtraArgs(flag)
+	return err != nil && refusedFlag.MatchString("spec.build.extra_args: "+err.Error())
+}
+
 func argDeviations() []deviation {
 	return []deviation{
 		{
 			Section: inArgs, Rule: "Any word that begins with -- is handed to the executor as a flag, known or not, TLS and context included.",
 			Verdict: better, Reason: "Flags that the pinned executor lacks are refused, and so are those that Kiln or its operator decides about, each with what to do instead.",
-			Covers: func(_ mlrunCase, d difference) bool {
-				return isField(d, "result", "args.refused") && strings.Contains(d.Got, "spec.build.extra_args: --") && strings.HasPrefix(d.Got, string(failed)) &&
-					!strings.Contains(d.Got, "has a different value")
+			Covers: func(c mlrunCase, d difference) bool {
+				flag, ok := strings.CutPrefix(d.Field, "kaniko_args.")
+				return isField(d, "args.refused") && refusedFlag.MatchString(d.Got) || ok && strings.Contains(c.build("extra_args"), flag) && flagIsRefused(flag)
 			},
 		},
 		{
@@ -68,8 +79,9 @@ func argDeviations() []deviation {
 		{
 			Section: inArgs, Rule: "A --build-arg that contradicts builder_env is found only where it contradicts the first entry.",
 			Verdict: better, Reason: "It is checked against all of them.",
-			Covers: func(_ mlrunCase, d difference) bool {
-				return isField(d, "result") && strings.HasPrefix(d.Got, string(failed)) && strings.Contains(d.Got, "has a different value")
+			Covers: func(c mlrunCase, d difference) bool {
+				env, _ := get[map[string]string](c.in.object("request"), "builder_env")
+				return isField(d, "result") && len(env) > 1 && strings.HasPrefix(d.Got, string(failed)) && strings.Contains(d.Got, "has a different value")
 			},
 		},
 		{

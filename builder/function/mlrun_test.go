@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -69,7 +70,10 @@ func TestKilnDecidesAsMLRunDoes(t *testing.T) {
 	count, groups, used := map[string]map[verdict]int{}, []string{}, map[string]bool{}
 	for _, file := range files {
 		for _, c := range readFacts(t, file) {
-			v := judge(t, c, used)
+			v, faults := judge(c, used)
+			for _, fault := range faults {
+				t.Error(fault)
+			}
 			if count[c.group] == nil {
 				count[c.group] = map[verdict]int{}
 				groups = append(groups, c.group)
@@ -100,39 +104,37 @@ func figures(n map[verdict]int) string {
 	return text
 }
 
-// judge checks a case and reports what is wrong with it.
-func judge(t *testing.T, c mlrunCase, used map[string]bool) verdict {
-	t.Helper()
+// judge checks a case, and says what is wrong with it.
+func judge(c mlrunCase, used map[string]bool) (v verdict, faults []string) {
 	if slices.Contains(pendingGroups(), c.group) {
-		return pending
+		return pending, nil
 	}
 	check, ok := checkers()[c.group]
 	if !ok {
-		t.Errorf("%s: nobody checks group %q", c.id, c.group)
-		return wrong
+		return wrong, []string{fmt.Sprintf("%s is not recognised: nobody checks group %q", c.id, c.group)}
 	}
 	found, err := examine(check, c)
 	if err != nil {
-		t.Errorf("%s is not recognised: %v", c.id, err)
-		return wrong
+		return wrong, []string{fmt.Sprintf("%s is not recognised: %v", c.id, err)}
 	}
-	worst := same
 	if !c.want.anyRead() {
-		worst = notApplicable
+		v = notApplicable
 	}
 	for _, d := range found {
 		rule, ok := covering(c, d)
 		if !ok {
-			t.Errorf("%s: %s\n    %s", c.id, c.what, d)
-			worst = wrong
+			faults = append(faults, fmt.Sprintf("%s: %s\n    %s", c.id, c.what, d))
 			continue
 		}
 		used[rule.Rule] = true
 		if rule.Verdict != notApplicable || rule.Whole {
-			worst = max(worst, rule.Verdict)
+			v = max(v, rule.Verdict)
 		}
 	}
-	return worst
+	if len(faults) > 0 {
+		v = wrong
+	}
+	return v, faults
 }
 
 // examine runs a checker. Facts that it does not look at are differences too.
@@ -163,15 +165,15 @@ func covering(c mlrunCase, d difference) (deviation, bool) {
 }
 
 // readFacts reads a file of cases.
-func readFacts(t testing.TB, file string) []mlrunCase {
-	t.Helper()
+func readFacts(tb testing.TB, file string) []mlrunCase {
+	tb.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	var content struct{ Cases []map[string]json.RawMessage }
 	if err := json.Unmarshal(data, &content); err != nil || len(content.Cases) == 0 {
-		t.Fatalf("%s holds %d cases (%v)", file, len(content.Cases), err)
+		tb.Fatalf("%s holds %d cases (%v)", file, len(content.Cases), err)
 	}
 	cases := make([]mlrunCase, 0, len(content.Cases))
 	for _, keys := range content.Cases {
@@ -186,4 +188,38 @@ func notServed(c mlrunCase) []difference {
 	c.in.readAll()
 	c.want.readNothing()
 	return []difference{{Field: "case.group", Want: c.group, Got: "events"}}
+}
+
+// TestMeasureFindsWhatIsWrong holds the runner to finding what no rule covers.
+func TestMeasureFindsWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	const base = `"id": "x", "group": "server-build", "function": {"kind": "job", "spec": {"build": {"base_image": "a:1", "commands": ["c"], "requirements": ["r"]}}},
+		"request": {"with_mlrun": false}, `
+	for text, want := range map[string]string{
+		`{` + base + `"expect": {"result": "build_started", "base_image": "a:1", "requirements_file": ["r"]}}`: "",
+		`{` + base + `"expect": {"result": "build_started", "base_image": "a:2"}}`:                             "base_image",
+		`{` + base + `"expect": {"result": "ready_without_build"}}`:                                            "result",
+		`{` + base + `"expect": {"result": "error", "error": "x"}}`:                                            "result",
+		`{` + base + `"expect": {"requirements_file": ["mlrun", "r"]}}`:                                        "requirements_file",
+		`{` + base + `"expect": {"dockerfile": ["FROM a:1", "RUN d"]}}`:                                        "dockerfile.steps",
+		`{` + base + `"expect": {"dockerfile": ["FROM a:1", "ARG X"]}}`:                                        "dockerfile.args",
+		`{` + base + `"expect": {"context": "/context"}}`:                                                      "no source",
+		`{` + base + `"expect": {"destination": "h.example/b:1"}}`:                                             "destination",
+		`{` + base + `"expect": {"kaniko_args": ["--build-arg", "A=b"]}}`:                                      "kaniko_args.build-arg",
+		`{` + base + `"expect": {"news": 1}}`:                                                                  "expect.news",
+		`{` + base + `"news": 1, "expect": {}}`:                                                                "case.news",
+		`{` + base + `"config": {"news": 1}, "expect": {}}`:                                                    "case.config.news",
+		`{` + base + `"expect": {"base_image": 1}}`:                                                            "not recognised",
+		`{"id": "x", "group": "news", "expect": {}}`:                                                           "not recognised",
+		`{"id": "x", "group": "helper", "expect": {"rows": [{"news": 1}]}}`:                                    "not recognised",
+	} {
+		var keys map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(text), &keys); err != nil {
+			t.Fatal(err)
+		}
+		v, faults := judge(newCase(keys), map[string]bool{})
+		if (want == "") != (v != wrong) || !strings.Contains(strings.Join(faults, "\n"), want) {
+			t.Errorf("%s\nis %s: %q, want %q", text, v, faults, want)
+		}
+	}
 }

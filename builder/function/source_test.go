@@ -52,8 +52,8 @@ func TestSourcesAreTakenByTheirForm(t *testing.T) {
 		"git://h/a\u0000b":                         "holds white space or control characters",
 		"git://h/" + strings.Repeat("a", 5000):     "is longer than 4096 bytes",
 	} {
-		text, _ := json.Marshal(source)
-		req, err := resolveJob(function.Config{}, function.Input{}, `"source": `+string(text))
+		text := jsonText(source)
+		req, err := resolveJob(function.Config{}, function.Input{}, `"source": `+text)
 		switch {
 		case want == "" && (err != nil || req.Source == nil || req.Source.URL != source):
 			t.Errorf("source %q is refused: %v", source, err)
@@ -89,8 +89,8 @@ func TestTargetFolderFollowsMLRun(t *testing.T) {
 		"": "/home/mlrun_code/", "rel": "/home/mlrun_code/rel", "./a/b": "/home/mlrun_code/a/b", ".": "/home/mlrun_code/",
 		"/opt/code": "/opt/code", "/opt/code/": "/opt/code/", "/": "", "../x": "", "/a/../../b": "", `/a"b`: "", "/a$b": "", "/a\nb": "",
 	} {
-		text, _ := json.Marshal(dir)
-		req, err := resolveJob(function.Config{}, function.Input{}, `"source": "git://h/a", "source_code_target_dir": `+string(text))
+		text := jsonText(dir)
+		req, err := resolveJob(function.Config{}, function.Input{}, `"source": "git://h/a", "source_code_target_dir": `+text)
 		if (err == nil) != (want != "") || err == nil && req.Source.Target != want {
 			t.Errorf("target %q: got %+v, %v; want %q", dir, req.Source, err, want)
 		}

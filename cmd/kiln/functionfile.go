@@ -25,6 +25,7 @@ type requestFlags struct {
 	MLRunVersion string            `env:"-" name:"mlrun-version" placeholder:"TEXT" help:"Requirement for mlrun, for example mlrun==1.7.0."`
 	Env          map[string]string `env:"-" placeholder:"NAME=VALUE" help:"Build arguments (builder_env); values of names such as TOKEN or PASSWORD are kept out of logs."`
 	BuildTimeout string            `env:"-" placeholder:"DURATION" help:"Time limit of the build, for example 1h."`
+	LayerOrder   string            `env:"-" placeholder:"ORDER" help:"Where the source comes among the layers: auto, source_first or source_last."`
 	BuildOn      string            `env:"-" name:"platform" placeholder:"OS/ARCH" help:"Platform of the image."`
 	projectImageFlags
 }
@@ -46,6 +47,9 @@ func (r requestFlags) request(s streams) (events.BuildRequest, error) {
 	}
 	if r.BuildTimeout != "" {
 		request.Options.Timeout = r.BuildTimeout
+	}
+	if r.LayerOrder != "" {
+		request.Options.LayerOrder = r.LayerOrder
 	}
 	if r.BuildOn != "" {
 		request.Options.Platform = r.BuildOn

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
+	"reflect"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -49,10 +52,34 @@ type planView struct {
 	Context      map[string]string `json:"context,omitempty"`
 	BuildArgs    map[string]string `json:"build_args,omitempty"`
 	Secrets      []string          `json:"secrets,omitempty"`
+	Source       *sourceView       `json:"source,omitempty"`
+	Registry     string            `json:"registry_secret,omitempty"`
+	Flags        []string          `json:"flags,omitempty"`
+	Verbose      bool              `json:"verbose,omitempty"`
+	Scheduling   *schedulingView   `json:"scheduling,omitempty"`
 	ExecutorArgs []string          `json:"executor_args,omitempty"`
 	BuildID      string            `json:"build_id,omitempty"`
 	Nuclio       map[string]any    `json:"nuclio,omitempty"`
 	Identity     []builder.Field   `json:"identity,omitempty"`
+}
+
+// sourceView is the code that goes into the image, without credentials.
+type sourceView struct {
+	URL     string `json:"url"`
+	Target  string `json:"target"`
+	Owner   string `json:"owner,omitempty"`
+	Order   string `json:"order"`
+	Version string `json:"version,omitempty"`
+}
+
+// schedulingView is where the function asks to be built.
+type schedulingView struct {
+	NodeName       string            `json:"node_name,omitempty"`
+	NodeSelector   map[string]string `json:"node_selector,omitempty"`
+	Affinity       json.RawMessage   `json:"affinity,omitempty"`
+	Tolerations    json.RawMessage   `json:"tolerations,omitempty"`
+	PriorityClass  string            `json:"priority_class_name,omitempty"`
+	ServiceAccount string            `json:"service_account,omitempty"`
 }
 
 // Run prints the plan.
@@ -61,7 +88,11 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	resolved, err := function.Resolve(p.function(), worker.Input("plan", &request))
+	rules, err := p.function()
+	if err != nil {
+		return err
+	}
+	resolved, err := function.Resolve(rules, worker.Input("plan", &request))
 	if err != nil {
 		return usage(err)
 	}
@@ -153,6 +184,30 @@ func (v *planView) fill(r builder.Request, plan builder.Plan, images registry.Co
 	for _, secret := range plan.Secrets {
 		v.Secrets = append(v.Secrets, secret.ID)
 	}
+	v.Registry, v.Flags, v.Verbose = plan.RegistrySecret, r.Flags, plan.Verbose
+	if s := plan.Source; s != nil {
+		v.Source = &sourceView{URL: shownSource(s.URL), Target: s.Target, Owner: s.Owner, Order: s.Order, Version: s.Version}
+	}
+	if s := schedulingView(plan.Scheduling); !reflect.ValueOf(s).IsZero() {
+		v.Scheduling = &s
+	}
+}
+
+// shownSource returns an address without user info and query, which hold credentials.
+// git's short form of an ssh address has none.
+func shownSource(text string) string {
+	if !strings.Contains(text, "://") {
+		return text
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return "***"
+	}
+	u.User = nil
+	if u.RawQuery != "" {
+		u.RawQuery = "***"
+	}
+	return u.String()
 }
 
 func (v planView) print(w io.Writer) error {
@@ -180,6 +235,7 @@ func (v planView) print(w io.Writer) error {
 			line("build arg", name+"="+value)
 		}
 		line("secrets", strings.Join(v.Secrets, " "))
+		v.printWishes(line)
 		fmt.Fprintf(&b, "\nDockerfile\n%s", indent(v.Dockerfile))
 		for name, text := range v.Context {
 			fmt.Fprintf(&b, "\n%s\n%s", name, indent(text))
@@ -204,6 +260,24 @@ func (v planView) print(w io.Writer) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// printWishes prints what the function asks for beside the content of its image.
+func (v planView) printWishes(line func(name, value string)) {
+	if s := v.Source; s != nil {
+		line("source", s.URL)
+		line("folder", s.Target)
+		line("owner", s.Owner)
+		line("order", s.Order)
+		line("version", s.Version)
+	}
+	line("registry", v.Registry)
+	line("flags", strings.Join(v.Flags, " "))
+	if v.Scheduling != nil {
+		if text, err := json.Marshal(v.Scheduling); err == nil {
+			line("scheduling", string(text))
+		}
+	}
 }
 
 func indent(text string) string {

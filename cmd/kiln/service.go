@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"sigs.k8s.io/yaml"
 
 	"kiln/builder"
 	"kiln/builder/function"
@@ -39,17 +40,41 @@ type buildFlags struct {
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
 }
 
-func (f buildFlags) function() function.Config {
+func (f buildFlags) function() (function.Config, error) {
+	m := f.MLRun
+	projects, err := readProjects(m.ProjectsFile)
+	if err != nil {
+		return function.Config{}, usage(err)
+	}
 	return function.Config{
-		Registry: f.Registry.URL, DefaultBaseImage: f.MLRun.DefaultBaseImage, TargetNameTemplate: f.MLRun.TargetNameTemplate,
-		MLRunVersionSpecifier: f.MLRun.VersionSpecifier, PipVersion: f.MLRun.PipVersion,
-		ImageByKind: f.MLRun.ImageByKind, MaxTimeout: f.MLRun.MaxTimeout,
-		Spark: function.Spark{Image: f.MLRun.SparkAppImage, Tag: f.MLRun.SparkAppImageTag},
+		Registry: f.Registry.URL, RegistrySecret: f.Registry.Secret, DefaultBaseImage: m.DefaultBaseImage,
+		TargetNameTemplate: m.TargetNameTemplate, WithMLRun: m.WithMLRun, MLRunVersion: m.ServerVersion, MLRunPackage: m.Package,
+		MLRunVersionSpecifier: m.VersionSpecifier, ImagesTag: m.ImagesTag, ImagesRegistry: m.ImagesRegistry,
+		VendorImagesRegistry: m.VendorImagesRegistry, ImagesToEnrich: m.ImagesToEnrichRegistry, PipVersion: m.PipVersion,
+		ImageByKind: m.ImageByKind, SourceOwner: m.SourceOwner, NodeSelector: m.NodeSelector, ServiceAccount: m.ServiceAccount,
+		Projects: projects, MaxTimeout: m.MaxTimeout,
+		Spark: function.Spark{Image: m.SparkAppImage, Tag: m.SparkAppImageTag},
 		Nuclio: nuclio.Config{
 			Namespace: f.Nuclio.Namespace, Runtime: f.Nuclio.Runtime, Version: f.Nuclio.Version,
 			ImagePullSecret: f.Nuclio.ImagePullSecret, BuildSecret: f.Nuclio.BuildSecret, V3IOAPI: f.Nuclio.V3IOAPI,
 		},
+	}, nil
+}
+
+// readProjects reads the defaults of projects. Keys that are none are refused.
+func readProjects(file string) (map[string]function.Project, error) {
+	if file == "" {
+		return nil, nil
 	}
+	text, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("read the defaults of projects: %w", err)
+	}
+	var projects map[string]function.Project
+	if err := yaml.UnmarshalStrict(text, &projects); err != nil {
+		return nil, fmt.Errorf("defaults of projects in %s: %w", file, err)
+	}
+	return projects, nil
 }
 
 func (f buildFlags) builder() builder.Config {
@@ -66,7 +91,7 @@ func (f buildFlags) registry() registry.Config {
 	return registry.Config{DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure}
 }
 
-func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
+func (f buildFlags) workerConfig(subjects events.Subjects, rules function.Config) worker.Config {
 	name := f.Worker.Name
 	if name == "" {
 		host, _ := os.Hostname()
@@ -74,7 +99,7 @@ func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 	}
 	return worker.Config{
 		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
-		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: f.function(),
+		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: rules,
 	}
 }
 
@@ -172,7 +197,11 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	if err != nil {
 		return nil, err
 	}
-	if err := f.function().Validate(); err != nil {
+	rules, err := f.function()
+	if err != nil {
+		return nil, err
+	}
+	if err := rules.Validate(); err != nil {
 		return nil, err
 	}
 	bus, err := natsbus.New(nc, t)
@@ -192,7 +221,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	if err != nil {
 		return nil, err
 	}
-	return worker.New(f.workerConfig(bus.Subjects()), worker.Deps{
+	return worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
 		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
 		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})

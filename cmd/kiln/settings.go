@@ -45,6 +45,7 @@ type topologyFlags struct {
 type registryFlags struct {
 	URL          string   `help:"Registry, with an optional repository path, of images that name none: registry.example.com/team." placeholder:"HOST[/PATH]"`
 	Insecure     []string `help:"Hosts that are spoken to by plain HTTP; loopback always is." placeholder:"HOST"`
+	Secret       string   `help:"Credentials of builds for this registry whose function names none (spec.build.secret)." placeholder:"NAME"`
 	DockerConfig string   `type:"existingfile" help:"Docker config.json with credentials. Defaults to Docker's own for Kiln, and to none for builds." placeholder:"FILE"`
 }
 
@@ -57,14 +58,25 @@ type pipFlags struct {
 
 // mlrunFlags are the rules for function objects.
 type mlrunFlags struct {
-	VersionSpecifier   string            `help:"Requirement for mlrun when a request has none." placeholder:"TEXT"`
-	DefaultBaseImage   string            `default:"mlrun/mlrun" help:"Base of functions that have none."`
-	TargetNameTemplate string            `default:"func-{project}-{name}" help:"Image name of functions that name none."`
-	PipVersion         string            `default:"~=23.0" help:"Version of pip in images that get mlrun."`
-	ImageByKind        map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
-	MaxTimeout         time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
-	SparkAppImage      string            `help:"Image, without a tag, that functions of kinds spark and remote-spark start from; remote-spark takes shell where it says spark-app." placeholder:"IMAGE"`
-	SparkAppImageTag   string            `help:"Tag of that image." placeholder:"TAG"`
+	ServerVersion          string            `help:"Version of MLRun: the tag of its images that are named without one, and the mlrun that is installed. A request's client version goes first." placeholder:"VERSION"`
+	VersionSpecifier       string            `help:"Requirement for mlrun when a request has none." placeholder:"TEXT"`
+	WithMLRun              string            `name:"with-mlrun" default:"auto" enum:"auto,always,never" help:"Whether images get mlrun when nobody says so: auto is the rule of MLRun's client."`
+	Package                string            `default:"mlrun" help:"Python package of MLRun."`
+	PipVersion             string            `default:"~=23.0" help:"Version of pip in images that get mlrun."`
+	DefaultBaseImage       string            `default:"mlrun/mlrun" help:"Base of functions that have none."`
+	ImageByKind            map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
+	TargetNameTemplate     string            `default:"func-{project}-{name}" help:"Image name of functions that name none, and what names below the registry's repository begin with."`
+	ImagesTag              string            `help:"Tag of MLRun's images that are named without one, in place of the version." placeholder:"TAG"`
+	ImagesRegistry         string            `help:"Registry in front of MLRun's images that mlrun.images_to_enrich_registry matches." placeholder:"HOST[/PATH]"`
+	VendorImagesRegistry   string            `help:"Registry in front of other images that it matches." placeholder:"HOST[/PATH]"`
+	ImagesToEnrichRegistry []string          `default:"^mlrun/*,python:3.9" help:"Regular expressions for the beginning of an image."`
+	SourceOwner            string            `help:"Owner of the source in images. Defaults to root." placeholder:"UID:GID"`
+	NodeSelector           map[string]string `help:"Node selector of builds, below those of project and function." placeholder:"LABEL=VALUE"`
+	ServiceAccount         string            `help:"Service account of builds whose project and function name none." placeholder:"NAME"`
+	ProjectsFile           string            `type:"existingfile" help:"YAML file with the defaults of projects: a map of their names to keys of MLRun's project spec." placeholder:"FILE"`
+	MaxTimeout             time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
+	SparkAppImage          string            `help:"Image, without a tag, that functions of kinds spark and remote-spark start from; remote-spark takes shell where it says spark-app." placeholder:"IMAGE"`
+	SparkAppImageTag       string            `help:"Tag of that image." placeholder:"TAG"`
 }
 
 // nuclioFlags are about functions whose images Nuclio builds.
@@ -74,7 +86,7 @@ type nuclioFlags struct {
 	Runtime         string `default:"python:3.9" help:"Runtime of functions that name none."`
 	Version         string `help:"Version of Nuclio. Before 1.6 it has no newer runtime than python:3.6."`
 	ImagePullSecret string `help:"Kubernetes secret for pulling images, for functions that name none." placeholder:"NAME"`
-	BuildSecret     string `help:"Kubernetes secret for pushing images, for functions that name none." placeholder:"NAME"`
+	BuildSecret     string `help:"Kubernetes secret for pushing images, for functions that name none. Defaults to registry.secret." placeholder:"NAME"`
 	V3IOAPI         string `name:"v3io-api" env:"KILN_NUCLIO_V3IO_API" help:"Address for v3io sources without a host." placeholder:"URL"`
 }
 
