@@ -61,12 +61,19 @@ func checkProjectImage(c mlrunCase) []difference {
 		Commands: argument[[]string](args, "commands"), Requirements: argument[[]string](args, "requirements"),
 		ExtraArgs: argument[string](args, "extra_args"), TargetDir: argument[string](args, "target_dir"),
 	}
-	made, err := p.Function()
-	if err != nil {
-		d.add("result", c.what, err)
-		return d.list
+	resolve := func() (json.RawMessage, build) {
+		made, err := p.Function()
+		if err != nil {
+			return nil, build{err: err}
+		}
+		return made, resolveCase(c, config, plans, function.Input{Function: made, BuilderEnv: argument[map[string]string](args, "builder_env")})
 	}
-	b := resolveCase(c, config, plans, function.Input{Function: made, BuilderEnv: argument[map[string]string](args, "builder_env")})
+	made, b := resolve()
+	if b.err != nil && refusedFlag.MatchString(describe(b)) {
+		d.add("args.refused", p.ExtraArgs, describe(b))
+		p.ExtraArgs = ""
+		made, b = resolve()
+	}
 	d.imageCall(c, b, made)
 	return d.list
 }

@@ -107,7 +107,7 @@ type nuclioFlags struct {
 	Runtime         string `default:"python:3.9" help:"Runtime of functions that name none."`
 	Version         string `help:"Version of Nuclio. Before 1.6 it has no newer runtime than python:3.6."`
 	ImagePullSecret string `help:"Kubernetes secret for pulling images, for functions that name none." placeholder:"NAME"`
-	BuildSecret     string `help:"Kubernetes secret for pushing images, for functions that name none." placeholder:"NAME"`
+	BuildSecret     string `help:"Kubernetes secret for pushing images, for functions that name none. Defaults to registry.secret." placeholder:"NAME"`
 	V3IOAPI         string `name:"v3io-api" env:"KILN_NUCLIO_V3IO_API" help:"Address for v3io sources without a host." placeholder:"URL"`
 }
 
