@@ -32,7 +32,9 @@ Examples:
   kiln build -f function.yaml
   kiln build -f function.json --no-cache -o json
   kiln build -f function.yaml --detach
-  cat function.yaml | kiln build -f - --env GIT_TOKEN=$GIT_TOKEN`
+  cat function.yaml | kiln build -f - --env GIT_TOKEN=$GIT_TOKEN
+  kiln build --project-image --project demo --requirement 'pandas>=2,<3'
+  kiln build --project-image -f project.yaml --base-image python:3.12`
 }
 
 // Run publishes the request and follows it.
@@ -41,6 +43,11 @@ func (b *buildCmd) Run(ctx context.Context, s streams, c *cli) error {
 	if err != nil {
 		return err
 	}
+	return b.submit(ctx, s, c, request)
+}
+
+// submit publishes a request and follows it, as the flags say.
+func (b *buildCmd) submit(ctx context.Context, s streams, c *cli, request events.BuildRequest) error {
 	kiln, closeClient, err := b.NATS.client(s, c)
 	if err != nil {
 		return err

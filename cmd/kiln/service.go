@@ -14,11 +14,15 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"sigs.k8s.io/yaml"
 
 	"kiln/builder"
 	"kiln/builder/function"
+	"kiln/builder/nuclio"
+	"kiln/builder/nuclio/dashboard"
 	"kiln/builder/registry"
 	"kiln/builder/sandbox"
+	"kiln/builder/secrets"
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
@@ -30,33 +34,61 @@ type buildFlags struct {
 	Registry registryFlags `embed:"" prefix:"registry-"`
 	Pip      pipFlags      `embed:"" prefix:"pip-"`
 	MLRun    mlrunFlags    `embed:"" prefix:"mlrun-"`
+	Nuclio   nuclioFlags   `embed:"" prefix:"nuclio-"`
+	Secrets  secretsFlags  `embed:"" prefix:"secrets-"`
 	Sandbox  sandboxFlags  `embed:"" prefix:"sandbox-"`
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
 }
 
-func (f buildFlags) function() function.Config {
-	return function.Config{
-		Registry: f.Registry.URL, DefaultBaseImage: f.MLRun.DefaultBaseImage, TargetNameTemplate: f.MLRun.TargetNameTemplate,
-		MLRunVersionSpecifier: f.MLRun.VersionSpecifier, PipVersion: f.MLRun.PipVersion,
-		ImageByKind: f.MLRun.ImageByKind, MaxTimeout: f.MLRun.MaxTimeout,
+func (f buildFlags) function() (function.Config, error) {
+	m := f.MLRun
+	projects, err := readProjects(m.ProjectsFile)
+	if err != nil {
+		return function.Config{}, usage(err)
 	}
+	return function.Config{
+		Registry: f.Registry.URL, RegistrySecret: f.Registry.Secret, DefaultBaseImage: m.DefaultBaseImage,
+		TargetNameTemplate: m.TargetNameTemplate, WithMLRun: m.WithMLRun, MLRunVersion: m.ServerVersion, MLRunPackage: m.Package,
+		MLRunVersionSpecifier: m.VersionSpecifier, ImagesTag: m.ImagesTag, ImagesRegistry: m.ImagesRegistry,
+		VendorImagesRegistry: m.VendorImagesRegistry, ImagesToEnrich: m.ImagesToEnrichRegistry, PipVersion: m.PipVersion,
+		ImageByKind: m.ImageByKind, SourceOwner: m.SourceOwner, NodeSelector: m.NodeSelector, ServiceAccount: m.ServiceAccount,
+		Projects: projects, MaxTimeout: m.MaxTimeout,
+		Spark: function.Spark{Image: m.SparkAppImage, Tag: m.SparkAppImageTag},
+		Nuclio: nuclio.Config{
+			Namespace: f.Nuclio.Namespace, Runtime: f.Nuclio.Runtime, Version: f.Nuclio.Version,
+			ImagePullSecret: f.Nuclio.ImagePullSecret, BuildSecret: f.Nuclio.BuildSecret, V3IOAPI: f.Nuclio.V3IOAPI,
+		},
+	}, nil
 }
 
-func (f buildFlags) builder() builder.Config {
+// readProjects reads the defaults of projects. Keys that are none are refused.
+func readProjects(file string) (map[string]function.Project, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("read the defaults of projects: %w", err)
+	}
+	var projects map[string]function.Project
+	if err := yaml.UnmarshalStrict(text, &projects); err != nil {
+		return nil, fmt.Errorf("defaults of projects in %s: %w", file, err)
+	}
+	return projects, nil
+}
+
+func (f buildFlags) builder() (builder.Config, error) {
+	pip, err := f.Pip.pip()
 	return builder.Config{
 		Platform: f.Worker.Platform, Timeout: f.Worker.Timeout,
 		Limits: builder.Limits{
 			Memory: int64(f.Sandbox.Memory), Disk: int64(f.Sandbox.Disk), CPU: f.Sandbox.CPUs, PIDs: f.Sandbox.PIDs,
 		},
-		Pip: builder.Pip{IndexURL: f.Pip.IndexURL, ExtraIndexURLs: f.Pip.ExtraIndexURLs, TrustedHosts: f.Pip.TrustedHosts},
-	}
+		Pip: pip, DefaultArgs: f.MLRun.BuildArgs,
+	}, err
 }
 
-func (f buildFlags) registry() registry.Config {
-	return registry.Config{DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure}
-}
-
-func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
+func (f buildFlags) workerConfig(subjects events.Subjects, rules function.Config) worker.Config {
 	name := f.Worker.Name
 	if name == "" {
 		host, _ := os.Hostname()
@@ -64,8 +96,29 @@ func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 	}
 	return worker.Config{
 		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
-		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: f.function(),
+		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: rules,
 	}
+}
+
+// secrets is where the secrets of projects are.
+func (f buildFlags) secrets() (*secrets.Store, error) {
+	store, err := secrets.New(secrets.Config{Dir: f.Secrets.Dir, Environ: os.Environ()})
+	if err != nil {
+		return nil, usage(err)
+	}
+	return store, nil
+}
+
+func (f buildFlags) outside() (o outside, err error) {
+	if o.secrets, err = f.secrets(); err != nil || f.Nuclio.DashboardURL == "" {
+		return o, err
+	}
+	client, err := dashboard.New(dashboard.Config{URL: f.Nuclio.DashboardURL})
+	if err != nil {
+		return o, usage(err)
+	}
+	o.nuclio, o.hidden = client, client.Secrets()
+	return o, nil
 }
 
 // executor finds the Kaniko executor.
@@ -94,10 +147,24 @@ type service struct {
 	worker   *worker.Worker
 	engine   *sandbox.Engine
 	registry *registry.Registry
+	outside
+}
+
+// outside are the places beyond engine and registry that a worker needs.
+type outside struct {
+	secrets *secrets.Store
+	// nuclio is nil without a dashboard.
+	nuclio worker.Nuclio
+	// hidden must not be shown.
+	hidden []string
 }
 
 // newService wires a worker. The topology must be provisioned.
 func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+	beyond, err := f.outside()
+	if err != nil {
+		return nil, err
+	}
 	executor, err := f.Sandbox.executor()
 	if err != nil {
 		return nil, err
@@ -108,12 +175,12 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 	}
 	engine, err := sandbox.New(ctx, sandbox.Config{
 		Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
-		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure,
+		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), Registries: images,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s := &service{engine: engine, registry: images}
+	s := &service{engine: engine, registry: images, outside: beyond}
 	if s.worker, err = s.newWorker(ctx, f, nc, t, reg, log); err != nil {
 		_ = s.close()
 		return nil, err
@@ -122,11 +189,19 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 }
 
 func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
-	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
+	cfg, err := f.builder()
 	if err != nil {
 		return nil, err
 	}
-	if err := f.function().Validate(); err != nil {
+	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry, Secrets: s.secrets}, s.engine, s.registry.Redactor(), builder.NewRedactor(s.hidden...))
+	if err != nil {
+		return nil, err
+	}
+	rules, err := f.function()
+	if err != nil {
+		return nil, err
+	}
+	if err := rules.Validate(); err != nil {
 		return nil, err
 	}
 	bus, err := natsbus.New(nc, t)
@@ -146,9 +221,9 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	if err != nil {
 		return nil, err
 	}
-	return worker.New(f.workerConfig(bus.Subjects()), worker.Deps{
+	return worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
 		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
-		Metrics: worker.NewMetrics(reg), Log: log,
+		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
 
