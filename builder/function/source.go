@@ -26,7 +26,7 @@ var (
 	sourceScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 	// scpSource is git's short form of an ssh address.
 	scpSource     = regexp.MustCompile(`^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^\s:]+$`)
-	contextSource = regexp.MustCompile(`^context://sha256-[0-9a-f]{64}\.tar\.gz$`)
+	contextSource = regexp.MustCompile(`^context://sha256-[0-9a-f]{64}\.(?:tar\.gz|tar|zip)$`)
 )
 
 // isProjectSource reports whether source stands for the project's.
@@ -55,7 +55,7 @@ func checkSource(text string) error {
 	case err != nil:
 		return err
 	case scheme == "context" && !contextSource.MatchString(text):
-		return fmt.Errorf("%.80q is not context://sha256-<64 hex digits>.tar.gz", text)
+		return fmt.Errorf("%.80q is not context://sha256-<64 hex digits> with .tar.gz, .tar or .zip", text)
 	case isGit(text) || isProjectSource(text) || scheme == "store" || hasSuffix(text):
 		return nil
 	default:

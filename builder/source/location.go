@@ -97,10 +97,15 @@ var (
 	// scpPattern is the short form of SSH: git@host:path.
 	scpPattern     = regexp.MustCompile(`^([A-Za-z0-9._-]+)@([A-Za-z0-9._-]+):([^/\\].*|/[^/].*)$`)
 	commitPattern  = regexp.MustCompile(`^(?:[0-9a-f]{40}|[0-9a-f]{64})$`)
-	contextPattern = regexp.MustCompile(`^context://sha256-([0-9a-f]{64})\.(?:tar\.gz|tgz|tar|zip)$`)
+	contextPattern = regexp.MustCompile(`^context://sha256-([0-9a-f]{64})\.(?:tar\.gz|tar|zip)$`)
 	refPattern     = regexp.MustCompile(`^[^\x00-\x20~^:?*\[\\\x7f-][^\x00-\x20~^:?*\[\\\x7f]*$`)
 	bucketPattern  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,221}$`)
 )
+
+// IsPath reports whether text names a file or folder of this machine, and no URL.
+func IsPath(text string) bool {
+	return text != "" && !schemePattern.MatchString(text) && !scpPattern.MatchString(text)
+}
 
 // parse reads the URL of a source. Its errors are of KindInvalidRequest and repeat
 // nothing of the URL but its scheme.
@@ -228,11 +233,10 @@ func validRef(ref string) bool {
 		!strings.HasPrefix(ref, "/") && !strings.HasSuffix(ref, "/") && !strings.HasSuffix(ref, ".") && !strings.HasSuffix(ref, ".lock")
 }
 
-// parseObject reads bucket/key. The key is taken as it is: object stores do not
-// escape their keys, and neither do their own command lines.
+// parseObject reads bucket/key.
 func parseObject(scheme, rest string) (location, error) {
 	bucket, key, _ := strings.Cut(rest, "/")
-	l := location{url: url.URL{Scheme: scheme}, bucket: bucket, key: strings.TrimLeft(key, "/")}
+	l := location{url: url.URL{Scheme: scheme}, bucket: bucket, key: objectKey(key)}
 	switch scheme {
 	case "s3":
 		l.kind = kindS3
@@ -250,11 +254,21 @@ func parseObject(scheme, rest string) (location, error) {
 	return l, nil
 }
 
+// objectKey takes ? and # for what they are in a key, and %20 for a space as Kaniko
+// does.
+func objectKey(text string) string {
+	text = strings.TrimLeft(text, "/")
+	if key, err := url.PathUnescape(text); err == nil && utf8.ValidString(key) && !strings.ContainsRune(key, 0) {
+		return key
+	}
+	return text
+}
+
 // parseWasb reads container@account.blob.core.windows.net/key.
 func parseWasb(scheme, rest string) (location, error) {
 	where, key, _ := strings.Cut(rest, "/")
 	container, host, ok := strings.Cut(where, "@")
-	l := location{kind: kindAzure, url: url.URL{Scheme: scheme, Host: host}, bucket: container, key: strings.TrimLeft(key, "/")}
+	l := location{kind: kindAzure, url: url.URL{Scheme: scheme, Host: host}, bucket: container, key: objectKey(key)}
 	if u, err := url.Parse("https://" + host); !ok || err != nil || u.Host != host || host == "" || !bucketPattern.MatchString(container) || l.base() == "" {
 		return location{}, invalid("after %s:// there must be container@account.blob.core.windows.net/key", scheme)
 	}

@@ -55,7 +55,8 @@ func TestEveryFormOfASourceIsUnderstood(t *testing.T) {
 		"git@github.com:org/repo.git#main":                                   {kind: kindGit, scheme: "ssh", host: "github.com", path: "org/repo.git", user: "git", ref: "main"},
 		"https://host/a.tar.gz?X-Sig=1#part":                                 {kind: kindWeb, scheme: "https", host: "host", path: "/a.tar.gz", query: "X-Sig=1"},
 		"http://host/job.py":                                                 {kind: kindWeb, scheme: "http", host: "host", path: "/job.py"},
-		"s3://bucket/a b/c#d?e%20.zip":                                       {kind: kindS3, scheme: "s3", bucket: "bucket", key: "a b/c#d?e%20.zip"},
+		"s3://bucket/a b/c#d?e%20%.zip":                                      {kind: kindS3, scheme: "s3", bucket: "bucket", key: "a b/c#d?e%20%.zip"},
+		"s3://bucket/a%20b%25.zip?x#y":                                       {kind: kindS3, scheme: "s3", bucket: "bucket", key: "a b%.zip?x#y"},
 		"gcs://bucket/x.zip":                                                 {kind: kindGS, scheme: "gs", bucket: "bucket", key: "x.zip"},
 		"az://container/x.zip":                                               {kind: kindAzure, scheme: "az", bucket: "container", key: "x.zip"},
 		"wasbs://container@acc.blob.core.windows.net/d/x.zip":                {kind: kindAzure, scheme: "wasbs", host: "acc.blob.core.windows.net", bucket: "container", key: "d/x.zip"},
@@ -130,6 +131,18 @@ func TestPeopleSeeNoCredentialsInALocation(t *testing.T) {
 		l, err := parse(text)
 		if err != nil || l.String() != want {
 			t.Errorf("parse(%s) is shown as %q (%v), want %q", text, l.String(), err, want)
+		}
+	}
+}
+
+func TestPathsAreToldFromURLs(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		".": true, "./src": true, "../x": true, "/abs": true, "src/a.zip": true, "a:b": true, "me@x": true,
+		"": false, "git@host:x": false, "s3://b/k": false, "context://x": false, "x://": false,
+	} {
+		if got := IsPath(text); got != want {
+			t.Errorf("IsPath(%q) = %t", text, got)
 		}
 	}
 }

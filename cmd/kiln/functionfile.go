@@ -27,6 +27,7 @@ type requestFlags struct {
 	BuildTimeout string            `env:"-" placeholder:"DURATION" help:"Time limit of the build, for example 1h."`
 	LayerOrder   string            `env:"-" placeholder:"ORDER" help:"Where the source comes among the layers: auto, source_first or source_last."`
 	BuildOn      string            `env:"-" name:"platform" placeholder:"OS/ARCH" help:"Platform of the image."`
+	LocalSource  string            `env:"-" name:"source" placeholder:"PATH" help:"Folder, or tar, tar.gz or zip archive, whose content goes into the image as the function's source. A path in spec.build.source is packed and uploaded just so, relative to the function's file. A .dockerignore in the folder is honoured."`
 	projectImageFlags
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"reflect"
 	"strings"
 
@@ -16,6 +17,7 @@ import (
 	"kiln/builder/function"
 	"kiln/builder/kaniko"
 	"kiln/builder/registry"
+	"kiln/builder/source"
 	"kiln/events"
 	"kiln/worker"
 )
@@ -71,6 +73,8 @@ type sourceView struct {
 	Owner   string `json:"owner,omitempty"`
 	Order   string `json:"order"`
 	Version string `json:"version,omitempty"`
+	// Local is the path that was packed; kiln build uploads it under the URL.
+	Local string `json:"local,omitempty"`
 }
 
 // schedulingView is where the function asks to be built.
@@ -89,6 +93,11 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
+	local, err := p.packSource(&request)
+	if err != nil {
+		return usage(err)
+	}
+	defer local.close()
 	rules, err := p.function()
 	if err != nil {
 		return err
@@ -108,7 +117,7 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 			return usage(err)
 		}
 		defer images.Close()
-		plan, err := p.plan(ctx, resolved, images)
+		plan, err := p.plan(ctx, resolved, images, local)
 		if err != nil {
 			return err
 		}
@@ -119,6 +128,9 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 			return usage(err)
 		}
 		view.fill(resolved, plan, reached)
+		if view.Source != nil && local != nil {
+			view.Source.Local = local.path
+		}
 	}
 	if resolved.Nuclio != nil {
 		if view.Nuclio, err = p.nuclio(ctx, resolved); err != nil {
@@ -131,7 +143,7 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 	return view.print(s.out)
 }
 
-func (p *planCmd) plan(ctx context.Context, r builder.Request, images *registry.Registry) (builder.Plan, error) {
+func (p *planCmd) plan(ctx context.Context, r builder.Request, images *registry.Registry, local *localSource) (builder.Plan, error) {
 	cfg, err := p.builder()
 	if err != nil {
 		return builder.Plan{}, err
@@ -147,7 +159,35 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request, images *registry.
 	if err != nil {
 		return builder.Plan{}, err
 	}
-	return builder.Pin(ctx, cfg, builder.Lookup{Registry: images, Secrets: store}, r)
+	sources, closeSources, err := p.sources(local)
+	if err != nil {
+		return builder.Plan{}, err
+	}
+	defer closeSources()
+	return builder.Pin(ctx, cfg, builder.Lookup{Registry: images, Sources: sources, Secrets: store}, r)
+}
+
+// sources finds code for a plan, with a cache for this once unless one is configured.
+func (p *planCmd) sources(local *localSource) (*source.Sources, func(), error) {
+	dir, err := os.MkdirTemp("", "kiln-plan-*")
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a folder for sources: %w", err)
+	}
+	remove := func() { _ = os.RemoveAll(dir) }
+	cfg, err := p.Sources.config(dir, local)
+	if err != nil {
+		remove()
+		return nil, nil, err
+	}
+	sources, err := source.New(cfg)
+	if err != nil {
+		remove()
+		return nil, nil, err
+	}
+	return sources, func() {
+		_ = sources.Close()
+		remove()
+	}, nil
 }
 
 // nuclio is the configuration that Nuclio gets; the project's secrets are part of it
@@ -277,6 +317,7 @@ func (v planView) print(w io.Writer) error {
 func (v planView) printWishes(line func(name, value string)) {
 	if s := v.Source; s != nil {
 		line("source", s.URL)
+		line("packed", s.Local)
 		line("folder", s.Target)
 		line("owner", s.Owner)
 		line("order", s.Order)

@@ -23,6 +23,7 @@ import (
 	"kiln/builder/registry"
 	"kiln/builder/sandbox"
 	"kiln/builder/secrets"
+	"kiln/builder/source"
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
@@ -36,6 +37,7 @@ type buildFlags struct {
 	MLRun    mlrunFlags    `embed:"" prefix:"mlrun-"`
 	Nuclio   nuclioFlags   `embed:"" prefix:"nuclio-"`
 	Secrets  secretsFlags  `embed:"" prefix:"secrets-"`
+	Sources  sourceFlags   `embed:"" prefix:"source-"`
 	Sandbox  sandboxFlags  `embed:"" prefix:"sandbox-"`
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
 }
@@ -147,6 +149,7 @@ type service struct {
 	worker   *worker.Worker
 	engine   *sandbox.Engine
 	registry *registry.Registry
+	sources  *source.Sources
 	outside
 }
 
@@ -169,31 +172,51 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 	if err != nil {
 		return nil, err
 	}
-	images, err := registry.New(f.registry())
+	bus, err := natsbus.New(nc, t)
 	if err != nil {
 		return nil, err
 	}
-	engine, err := sandbox.New(ctx, sandbox.Config{
-		Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
-		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), Registries: images,
-	})
-	if err != nil {
-		return nil, err
+	s := &service{outside: beyond}
+	if s.registry, err = registry.New(f.registry()); err == nil {
+		s.sources, err = newSources(ctx, f, filepath.Join(filepath.Dir(stateDir), "sources"), bus)
 	}
-	s := &service{engine: engine, registry: images, outside: beyond}
-	if s.worker, err = s.newWorker(ctx, f, nc, t, reg, log); err != nil {
+	if err == nil {
+		s.engine, err = sandbox.New(ctx, sandbox.Config{
+			Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
+			TmpfsBudget: int64(f.Sandbox.TmpfsBudget), Registries: s.registry, Sources: s.sources,
+		})
+	}
+	if err == nil {
+		s.worker, err = s.newWorker(ctx, f, bus, reg, log)
+	}
+	if err != nil {
 		_ = s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
+// newSources fetches code, with a cache in dir unless one is configured.
+func newSources(ctx context.Context, f buildFlags, dir string, bus *natsbus.Bus) (*source.Sources, error) {
+	bind, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	contexts, err := bus.Contexts(bind)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := f.Sources.config(dir, contexts)
+	if err != nil {
+		return nil, err
+	}
+	return source.New(cfg)
+}
+
+func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
 	cfg, err := f.builder()
 	if err != nil {
 		return nil, err
 	}
-	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry, Secrets: s.secrets}, s.engine, s.registry.Redactor(), builder.NewRedactor(s.hidden...))
+	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry, Sources: s.sources, Secrets: s.secrets}, s.engine, s.registry.Redactor(), builder.NewRedactor(s.hidden...))
 	if err != nil {
 		return nil, err
 	}
@@ -202,10 +225,6 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 		return nil, err
 	}
 	if err := rules.Validate(); err != nil {
-		return nil, err
-	}
-	bus, err := natsbus.New(nc, t)
-	if err != nil {
 		return nil, err
 	}
 	bind, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -227,9 +246,19 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	})
 }
 
+// close closes what there is, the engine before what it uses.
 func (s *service) close() error {
-	s.registry.Close()
-	return s.engine.Close()
+	var err error
+	if s.engine != nil {
+		err = s.engine.Close()
+	}
+	if s.sources != nil {
+		err = errors.Join(err, s.sources.Close())
+	}
+	if s.registry != nil {
+		s.registry.Close()
+	}
+	return err
 }
 
 // queue adapts the transport to the worker's port.

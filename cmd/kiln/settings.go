@@ -37,6 +37,7 @@ type topologyFlags struct {
 	Replicas        int           `default:"1" help:"Replicas of streams and ledger: 1, 3 or 5."`
 	MaxAge          time.Duration `default:"720h" help:"How long events and ledger records are kept."`
 	LogMaxAge       time.Duration `default:"168h" help:"How long build logs are kept."`
+	ContextMaxAge   time.Duration `default:"168h" help:"How long uploaded sources are kept."`
 	AckWait         time.Duration `default:"30s" help:"Silence after which a worker's request goes to another worker."`
 	MaxAckPending   int           `default:"256" help:"Requests that all workers together handle at a time."`
 	DuplicateWindow time.Duration `default:"5m" help:"How long a repeated Nats-Msg-Id is dropped."`

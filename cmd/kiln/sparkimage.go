@@ -40,7 +40,7 @@ func (p *sparkImageCmd) Run(ctx context.Context, s streams, c *cli) error {
 		return usage(err)
 	}
 	b := buildCmd{NATS: p.NATS, Detach: !p.Wait, Output: p.Output}
-	return b.submit(ctx, s, c, request)
+	return b.submit(ctx, s, c, request, nil)
 }
 
 func (p *sparkImageCmd) request() (events.BuildRequest, error) {
