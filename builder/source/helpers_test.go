@@ -1,0 +1,11 @@
+package source
+
+import (
+	"encoding/pem"
+	"net/http/httptest"
+)
+
+// pemOf returns the certificate of a server.
+func pemOf(s *httptest.Server) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+}
