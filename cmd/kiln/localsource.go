@@ -51,11 +51,15 @@ func (r requestFlags) packSource(request *events.BuildRequest) (*localSource, er
 		return nil, err
 	}
 	onRun, _ := build["load_source_on_run"].(bool)
-	path := r.LocalSource
+	path, from := r.LocalSource, "--source"
 	if path != "" && onRun {
 		return nil, errors.New("--source puts code into the image, and the function loads it when it runs: set spec.build.load_source_on_run to false")
 	}
-	if own, _ := build["source"].(string); path == "" && source.IsPath(own) && !onRun {
+	own, _ := build["source"].(string)
+	// Without a file that it could be beside, "." is what it is for MLRun: the project's.
+	project := r.File == "-" && (own == "." || own == "./")
+	if path == "" && source.IsPath(own) && !onRun && !project {
+		from = "spec.build.source"
 		if path = own; !filepath.IsAbs(path) && r.File != "-" {
 			path = filepath.Join(filepath.Dir(r.File), path)
 		}
@@ -65,7 +69,7 @@ func (r requestFlags) packSource(request *events.BuildRequest) (*localSource, er
 	}
 	local, err := pack(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", from, err)
 	}
 	build["source"] = local.url
 	if request.Function, err = json.Marshal(object); err != nil {
@@ -99,7 +103,7 @@ func buildOf(function json.RawMessage) (object, build map[string]any, err error)
 func pack(path string) (*localSource, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, err
 	}
 	file, err := os.CreateTemp("", "kiln-source-*")
 	if err != nil {
