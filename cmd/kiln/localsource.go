@@ -44,7 +44,8 @@ func (l *localSource) Open(_ context.Context, digest string) (io.ReadCloser, err
 
 // packSource packs what --source or the function's own spec.build.source names, when
 // it is a path, and lets the function name the upload instead. A path in the function
-// is relative to its file. It returns nil when there is nothing to pack.
+// is relative to its file; one on standard input has no folder, and is left alone. It
+// returns nil when there is nothing to pack.
 func (r requestFlags) packSource(request *events.BuildRequest) (*localSource, error) {
 	object, build, err := buildOf(request.Function)
 	if err != nil {
@@ -55,12 +56,9 @@ func (r requestFlags) packSource(request *events.BuildRequest) (*localSource, er
 	if path != "" && onRun {
 		return nil, errors.New("--source puts code into the image, and the function loads it when it runs: set spec.build.load_source_on_run to false")
 	}
-	own, _ := build["source"].(string)
-	// Without a file that it could be beside, "." is what it is for MLRun: the project's.
-	project := r.File == "-" && (own == "." || own == "./")
-	if path == "" && source.IsPath(own) && !onRun && !project {
+	if own, _ := build["source"].(string); path == "" && source.IsPath(own) && !onRun && r.File != "-" && r.File != "" {
 		from = "spec.build.source"
-		if path = own; !filepath.IsAbs(path) && r.File != "-" {
+		if path = own; !filepath.IsAbs(path) {
 			path = filepath.Join(filepath.Dir(r.File), path)
 		}
 	}
@@ -110,7 +108,8 @@ func pack(path string) (*localSource, error) {
 		return nil, fmt.Errorf("pack source: %w", err)
 	}
 	local := &localSource{path: path, file: file}
-	digest, extension := "", ".tar.gz"
+	var digest string
+	extension := ".tar.gz"
 	if info.IsDir() {
 		digest, local.size, err = source.Pack(path, file)
 	} else {
