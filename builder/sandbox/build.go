@@ -115,6 +115,7 @@ func (b *build) fetchSource(ctx context.Context, root *os.Root, where place) err
 	if b.engine.cfg.Sources == nil {
 		return builder.Errorf(builder.KindInvalidRequest, op, "this worker fetches no sources")
 	}
+	_, _ = fmt.Fprintf(b.logs, "Fetching the source %s at %s\n", src.URL, src.Version)
 	folder := path.Join(rel(kaniko.Context), builder.SourceDir)
 	if err := root.MkdirAll(folder, 0o755); err != nil {
 		return unavailable(op, err)

@@ -3,7 +3,6 @@ package source
 import (
 	"archive/tar"
 	"compress/gzip"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -34,7 +33,7 @@ func Pack(dir string, w io.Writer) (digest string, n int64, err error) {
 	defer root.Close()
 	sum := &summed{w: w, sum: sha256.New()}
 	z := gzip.NewWriter(sum)
-	p := packer{root: root, archive: tar.NewWriter(z), links: newTree(context.Background(), nil, Limits{}.withDefaults())}
+	p := packer{root: root, archive: tar.NewWriter(z), links: newCheck()}
 	if p.ignored, err = readIgnored(root); err == nil {
 		err = p.pack(".", patternmatcher.MatchInfo{})
 	}
@@ -73,7 +72,7 @@ func PackFile(file string, w io.Writer) (digest string, n int64, ext string, err
 		}
 	}
 	if err == nil {
-		err = unpack(f, newTree(context.Background(), nil, Limits{}.withDefaults()))
+		err = unpack(f, newCheck())
 	}
 	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)

@@ -21,48 +21,18 @@ const sshHint = "the private key is taken from GIT_SSH_KEY, the keys of hosts fr
 
 // connectSSH opens a session by SSH, with a key and known hosts of the request only.
 func (s *Sources) connectSSH(ctx context.Context, l location, env map[string]string) (transport.Session, error) {
-	text := env["GIT_SSH_KEY"]
-	if text == "" {
-		return nil, notFound("a source by SSH needs a private key; %s", sshHint)
-	}
-	// Variables lose their last line break easily, and keys cannot be read then.
-	signer, err := ssh.ParsePrivateKey([]byte(text + "\n"))
-	if _, locked := errors.AsType[*ssh.PassphraseMissingError](err); locked {
-		return nil, invalid("GIT_SSH_KEY is protected by a passphrase; give a key without one, a deploy key for example")
-	}
-	if err != nil {
-		return nil, invalid("GIT_SSH_KEY is not a private key in PEM form")
-	}
-	known, err := s.knownHosts(env)
+	login, err := s.sshLogin(l, env)
 	if err != nil {
 		return nil, err
 	}
-	host := net.JoinHostPort(l.url.Hostname(), cmp.Or(l.url.Port(), "22"))
-	algorithms := known.HostKeyAlgorithms(host)
-	if len(algorithms) == 0 {
-		return nil, notFound("the SSH key of %s is not known; add the line of `ssh-keyscan %s`, once you have checked it, to GIT_SSH_KNOWN_HOSTS", l.url.Host, l.url.Hostname())
-	}
-	// The key of the host is checked before ours is shown.
-	hostChecked := false
-	config := &ssh.ClientConfig{
-		User: cmp.Or(l.user.Username(), "git"), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
-		HostKeyAlgorithms: algorithms, Timeout: s.network.dialer.Timeout,
-		HostKeyCallback: func(host string, remote net.Addr, key ssh.PublicKey) error {
-			err := known.HostKeyCallback()(host, remote, key)
-			hostChecked = err == nil
-			if err != nil {
-				return notFound("the SSH key of %s is not the known one: either it was changed, or somebody is in between; see GIT_SSH_KNOWN_HOSTS", host)
-			}
-			return nil
-		},
-	}
 	client := gitssh.NewTransport(gitssh.Options{
 		DialContext:  s.network.dial,
-		ClientConfig: func(context.Context, *transport.Request) (*ssh.ClientConfig, error) { return config, nil },
+		ClientConfig: func(context.Context, *transport.Request) (*ssh.ClientConfig, error) { return login.config, nil },
 		UserSettings: func(context.Context, *transport.Request) (*ssh_config.UserSettings, error) { return noSettings(), nil },
 	})
 	conn, err := client.Connect(ctx, &transport.Request{URL: &l.url, Command: transport.UploadPackService, Protocol: protocol.V2})
-	if _, network := errors.AsType[net.Error](err); err != nil && hostChecked && !network && !isOurs(err) && !errors.Is(err, io.EOF) {
+	_, network := errors.AsType[net.Error](err)
+	if err != nil && login.hostChecked && !network && !isOurs(err) && !errors.Is(err, io.EOF) {
 		return nil, denied(sshHint)
 	}
 	if err != nil {
@@ -76,6 +46,56 @@ func (s *Sources) connectSSH(ctx context.Context, l location, env map[string]str
 		return nil, gitError(err, sshHint)
 	}
 	return session, nil
+}
+
+// sshLogin is how one connection is made.
+type sshLogin struct {
+	config *ssh.ClientConfig
+	// hostChecked is set once the server has proved that it is the known one. What it
+	// refuses then is the key.
+	hostChecked bool
+}
+
+func (s *Sources) sshLogin(l location, env map[string]string) (*sshLogin, error) {
+	signer, err := sshKey(env["GIT_SSH_KEY"])
+	if err != nil {
+		return nil, err
+	}
+	known, err := s.knownHosts(env)
+	if err != nil {
+		return nil, err
+	}
+	algorithms := known.HostKeyAlgorithms(net.JoinHostPort(l.url.Hostname(), cmp.Or(l.url.Port(), "22")))
+	if len(algorithms) == 0 {
+		return nil, notFound("the SSH key of %s is not known; add the line of `ssh-keyscan %s`, once you have checked it, to GIT_SSH_KNOWN_HOSTS", l.url.Host, l.url.Hostname())
+	}
+	login := &sshLogin{config: &ssh.ClientConfig{
+		User: cmp.Or(l.user.Username(), "git"), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)},
+		HostKeyAlgorithms: algorithms, Timeout: s.network.dialer.Timeout,
+	}}
+	login.config.HostKeyCallback = func(host string, remote net.Addr, key ssh.PublicKey) error {
+		if err := known.HostKeyCallback()(host, remote, key); err != nil {
+			return notFound("the SSH key of %s is not the known one: either it was changed, or somebody is in between; see GIT_SSH_KNOWN_HOSTS", host)
+		}
+		login.hostChecked = true
+		return nil
+	}
+	return login, nil
+}
+
+func sshKey(text string) (ssh.Signer, error) {
+	if text == "" {
+		return nil, notFound("a source by SSH needs a private key; %s", sshHint)
+	}
+	// Variables lose their last line break easily, and keys cannot be read then.
+	signer, err := ssh.ParsePrivateKey([]byte(text + "\n"))
+	if _, locked := errors.AsType[*ssh.PassphraseMissingError](err); locked {
+		return nil, invalid("GIT_SSH_KEY is protected by a passphrase; give a key without one, a deploy key for example")
+	}
+	if err != nil {
+		return nil, invalid("GIT_SSH_KEY is not a private key in PEM form")
+	}
+	return signer, nil
 }
 
 // noSettings keeps the files in ~/.ssh and /etc/ssh of this machine out.

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -29,7 +27,7 @@ import (
 // folders. Without a folder all is checked and nothing written. Not safe for
 // concurrent use.
 type tree struct {
-	ctx    context.Context //nolint:containedctx // one tree is one operation
+	ctx    context.Context //nolint:containedctx // one tree is one operation; nil: it is never canceled
 	root   *os.Root
 	limits Limits
 	// packed is how much of the archive was read until now; nil: there is none.
@@ -51,6 +49,17 @@ type node struct {
 
 func newTree(ctx context.Context, root *os.Root, limits Limits) *tree {
 	return &tree{ctx: ctx, root: root, limits: limits, nodes: map[string]node{}}
+}
+
+// newCheck returns a tree that writes nothing, with the default limits.
+func newCheck() *tree { return &tree{limits: Limits{}.withDefaults(), nodes: map[string]node{}} }
+
+// canceled returns why the operation was canceled, nil if it was not.
+func (t *tree) canceled() error {
+	if t.ctx == nil {
+		return nil
+	}
+	return context.Cause(t.ctx)
 }
 
 // ratioFrom is the size below which the ratio is not looked at: little text compresses
@@ -88,8 +97,8 @@ func (t *tree) clean(name string) (string, error) {
 
 // admit checks the name of an entry and counts it.
 func (t *tree) admit(name string) (string, error) {
-	if t.ctx.Err() != nil {
-		return "", context.Cause(t.ctx)
+	if err := t.canceled(); err != nil {
+		return "", err
 	}
 	if t.entries++; t.entries > t.limits.Entries {
 		return "", t.tooMany()
@@ -203,7 +212,10 @@ type counted struct {
 
 // Read implements io.Reader.
 func (c counted) Read(p []byte) (int, error) {
-	n, err := contextReader{c.t.ctx, c.r}.Read(p)
+	if err := c.t.canceled(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(p)
 	c.t.written += int64(n)
 	if c.t.written > c.t.limits.Unpacked {
 		return n, c.t.tooMuch()
@@ -270,76 +282,6 @@ func (t *tree) sameAs(name, earlier string, at time.Time) error {
 		return nil
 	}
 	return writing(t.root.Link(earlier, name))
-}
-
-// finish makes the symbolic links, none of which leads out, and sets the times of
-// folders.
-func (t *tree) finish() error {
-	names := slices.Sorted(maps.Keys(t.nodes))
-	for _, name := range names {
-		if t.nodes[name].target == "" {
-			continue
-		}
-		if t.ctx.Err() != nil {
-			return context.Cause(t.ctx)
-		}
-		if err := t.follow(name); err != nil {
-			return err
-		}
-	}
-	if t.root == nil {
-		return nil
-	}
-	for _, name := range names {
-		if target := t.nodes[name].target; target != "" {
-			if err := t.root.Symlink(target, name); err != nil {
-				return writing(err)
-			}
-		}
-	}
-	for _, name := range slices.Backward(names) {
-		if n := t.nodes[name]; n.folder {
-			at := t.timeOf(n.time)
-			if err := t.root.Chtimes(name, at, at); err != nil {
-				return writing(err)
-			}
-		}
-	}
-	return nil
-}
-
-// maxLinks is how many links Linux follows on one way.
-const maxLinks = 40
-
-// follow goes the way of a link, through all other links, and reports where it leaves
-// the tree. A name that does not exist is taken for a folder.
-func (t *tree) follow(name string) error {
-	var at []string
-	ahead := strings.Split(name, "/")
-	for links := 0; len(ahead) > 0; {
-		part := ahead[0]
-		ahead = ahead[1:]
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			if len(at) == 0 {
-				return invalid("the link %s in the source leads out of it", shown(name))
-			}
-			at = at[:len(at)-1]
-			continue
-		}
-		target := t.nodes[path.Join(path.Join(at...), part)].target
-		if target == "" {
-			at = append(at, part)
-			continue
-		}
-		if links++; links > maxLinks {
-			return invalid("the link %s in the source leads through more than %d links", shown(name), maxLinks)
-		}
-		ahead = append(strings.Split(target, "/"), ahead...)
-	}
-	return nil
 }
 
 // zipEpoch is the earliest time that a zip file, and so a Python wheel, can hold.

@@ -44,19 +44,21 @@ func (l *localSource) Open(_ context.Context, digest string) (io.ReadCloser, err
 
 // packSource packs what --source or the function's own spec.build.source names, when
 // it is a path, and lets the function name the upload instead. A path in the function
-// is relative to its file. It returns nil when there is nothing to pack.
+// is relative to its file; one on standard input has no folder, and is left alone. It
+// returns nil when there is nothing to pack.
 func (r requestFlags) packSource(request *events.BuildRequest) (*localSource, error) {
 	object, build, err := buildOf(request.Function)
 	if err != nil {
 		return nil, err
 	}
 	onRun, _ := build["load_source_on_run"].(bool)
-	path := r.LocalSource
+	path, from := r.LocalSource, "--source"
 	if path != "" && onRun {
 		return nil, errors.New("--source puts code into the image, and the function loads it when it runs: set spec.build.load_source_on_run to false")
 	}
-	if own, _ := build["source"].(string); path == "" && source.IsPath(own) && !onRun {
-		if path = own; !filepath.IsAbs(path) && r.File != "-" {
+	if own, _ := build["source"].(string); path == "" && source.IsPath(own) && !onRun && r.File != "-" && r.File != "" {
+		from = "spec.build.source"
+		if path = own; !filepath.IsAbs(path) {
 			path = filepath.Join(filepath.Dir(r.File), path)
 		}
 	}
@@ -65,7 +67,7 @@ func (r requestFlags) packSource(request *events.BuildRequest) (*localSource, er
 	}
 	local, err := pack(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", from, err)
 	}
 	build["source"] = local.url
 	if request.Function, err = json.Marshal(object); err != nil {
@@ -99,14 +101,15 @@ func buildOf(function json.RawMessage) (object, build map[string]any, err error)
 func pack(path string) (*localSource, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, err
 	}
 	file, err := os.CreateTemp("", "kiln-source-*")
 	if err != nil {
 		return nil, fmt.Errorf("pack source: %w", err)
 	}
 	local := &localSource{path: path, file: file}
-	digest, extension := "", ".tar.gz"
+	var digest string
+	extension := ".tar.gz"
 	if info.IsDir() {
 		digest, local.size, err = source.Pack(path, file)
 	} else {
