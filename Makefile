@@ -67,7 +67,7 @@ bench: $(BIN)/kaniko-executor ## Compare Kiln with the bare executor and bare Je
 
 .PHONY: lint
 lint: $(BIN)/.golangci-$(GOLANGCI) ## Run the linters, and check go.mod and go.sum
-	@$(BIN)/golangci-lint run ./...
+	@$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	go mod tidy -diff
 	go mod verify
 

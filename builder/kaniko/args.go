@@ -167,11 +167,16 @@ func checkValue(what, value string) error {
 }
 
 // Registries returns the hosts (host or host:port, as in references) that the plan
-// pulls from and pushes to, in order of appearance.
+// pulls from and pushes to: image, cache, bases.
 func Registries(plan builder.Plan) []string {
 	stages := from.FindAllStringSubmatch(plan.Dockerfile, -1)
 	refs := make([]string, 0, 1+len(stages))
 	refs = append(refs, plan.Destination)
+	for _, flag := range plan.Executor.Flags {
+		if repo, ok := strings.CutPrefix(flag, "--cache-repo="); ok {
+			refs = append(refs, repo)
+		}
+	}
 	for _, stage := range stages {
 		refs = append(refs, stage[1])
 	}

@@ -53,7 +53,7 @@ var layers = map[string]layer{
 		never:   domain,
 	},
 	"kiln/builder/kaniko": {
-		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name"},
+		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name", "github.com/kballard/go-shellquote"},
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
 	"kiln/builder/sandbox": {

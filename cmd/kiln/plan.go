@@ -80,8 +80,12 @@ func (p *planCmd) Run(ctx context.Context, s streams) error {
 }
 
 func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, error) {
+	cfg, err := p.builder()
+	if err != nil {
+		return builder.Plan{}, err
+	}
 	if !p.Pin {
-		plan, err := builder.Draft(p.builder(), r)
+		plan, err := builder.Draft(cfg, r)
 		if err != nil {
 			return plan, usage(err)
 		}
@@ -92,7 +96,7 @@ func (p *planCmd) plan(ctx context.Context, r builder.Request) (builder.Plan, er
 		return builder.Plan{}, err
 	}
 	defer images.Close()
-	return builder.Pin(ctx, p.builder(), builder.Lookup{Registry: images}, r)
+	return builder.Pin(ctx, cfg, builder.Lookup{Registry: images}, r)
 }
 
 func (v *planView) fill(r builder.Request, plan builder.Plan, images registry.Config) {

@@ -42,14 +42,15 @@ func (f buildFlags) function() function.Config {
 	}
 }
 
-func (f buildFlags) builder() builder.Config {
+func (f buildFlags) builder() (builder.Config, error) {
+	pip, err := f.Pip.pip()
 	return builder.Config{
 		Platform: f.Worker.Platform, Timeout: f.Worker.Timeout,
 		Limits: builder.Limits{
 			Memory: int64(f.Sandbox.Memory), Disk: int64(f.Sandbox.Disk), CPU: f.Sandbox.CPUs, PIDs: f.Sandbox.PIDs,
 		},
-		Pip: builder.Pip{IndexURL: f.Pip.IndexURL, ExtraIndexURLs: f.Pip.ExtraIndexURLs, TrustedHosts: f.Pip.TrustedHosts},
-	}
+		Pip: pip, DefaultArgs: f.MLRun.BuildArgs,
+	}, err
 }
 
 func (f buildFlags) registry() registry.Config {
@@ -122,7 +123,11 @@ func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Con
 }
 
 func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
-	b, err := builder.New(f.builder(), builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
+	cfg, err := f.builder()
+	if err != nil {
+		return nil, err
+	}
+	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
 	if err != nil {
 		return nil, err
 	}

@@ -53,6 +53,20 @@ type pipFlags struct {
 	IndexURL       string   `help:"Package index in place of PyPI; may hold credentials." placeholder:"URL"`
 	ExtraIndexURLs []string `name:"extra-index-urls" help:"Further package indexes." placeholder:"URL"`
 	TrustedHosts   []string `help:"Index hosts that are used without valid HTTPS." placeholder:"HOST"`
+	CA             string   `type:"existingfile" help:"CA certificates that indexes are checked with." placeholder:"FILE"`
+}
+
+// pip reads the files that are named.
+func (f pipFlags) pip() (builder.Pip, error) {
+	p := builder.Pip{IndexURL: f.IndexURL, ExtraIndexURLs: f.ExtraIndexURLs, TrustedHosts: f.TrustedHosts}
+	if f.CA != "" {
+		raw, err := os.ReadFile(f.CA)
+		if err != nil {
+			return p, usage(fmt.Errorf("--pip-ca: %w", err))
+		}
+		p.CA = string(raw)
+	}
+	return p, nil
 }
 
 // mlrunFlags are the rules for function objects.
@@ -63,6 +77,7 @@ type mlrunFlags struct {
 	PipVersion         string            `default:"~=23.0" help:"Version of pip in images that get mlrun."`
 	ImageByKind        map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
 	MaxTimeout         time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
+	BuildArgs          map[string]string `help:"Build arguments of every build, with values that are no secret." placeholder:"NAME=VALUE"`
 }
 
 // sandboxFlags say how builds run on this machine.
