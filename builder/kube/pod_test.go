@@ -27,18 +27,19 @@ type fakePod struct {
 
 // update changes the Pod, which it makes if there is none.
 func (p *fakePod) update(change func(*corev1.Pod)) {
+	// The fake's watches hold 100 changes and panic at the next: they must be read.
+	time.Sleep(time.Millisecond)
 	tracker := p.cluster.client.Tracker()
 	if p.pod == nil {
 		template := p.job.Spec.Template
 		p.pod = &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{
-				Name: p.job.Name + "-x", Namespace: p.job.Namespace, Labels: template.Labels, CreationTimestamp: metav1.Now(),
+				Name: p.name(), Namespace: p.job.Namespace, Labels: template.Labels, CreationTimestamp: metav1.Now(),
 				UID:             types.UID("pod-of-" + string(p.job.UID)),
 				OwnerReferences: []metav1.OwnerReference{{Kind: "Job", Name: p.job.Name, UID: p.job.UID, Controller: new(true)}},
 			},
 			Spec: template.Spec, Status: corev1.PodStatus{Phase: corev1.PodPending},
 		}
-		_ = tracker.Delete(podsGVR, p.pod.Namespace, p.pod.Name)
 		_ = tracker.Add(p.pod.DeepCopy())
 	}
 	change(p.pod)
@@ -114,7 +115,7 @@ func (p *fakePod) disrupted(reason, message string) {
 // jobEnds sets a condition of the Job.
 func (p *fakePod) jobEnds(kind batchv1.JobConditionType, reason, message string) {
 	job := p.cluster.job(p.job.Namespace, p.job.Name)
-	if job == nil {
+	if job == nil || job.UID != p.job.UID {
 		return
 	}
 	job = job.DeepCopy()
@@ -197,8 +198,11 @@ func (v executorVoice) Write(text []byte) (int, error) {
 func (p *fakePod) log(container, text string) { _, _ = io.WriteString(p.file(container), text) }
 
 func (p *fakePod) file(container string) *logFile {
-	return p.cluster.logs.file(p.job.Name+"-x", container, p.job.UID)
+	return p.cluster.logs.file(p.name(), container)
 }
+
+// name is the Pod's: no two Jobs have the same.
+func (p *fakePod) name() string { return p.job.Name + "-" + string(p.job.UID) }
 
 // fakeLogs is a log endpoint that stamps, follows, starts at whole seconds, and breaks
 // connections when it is told to.
@@ -212,8 +216,6 @@ type fakeLogs struct {
 
 // logFile is the log of a container.
 type logFile struct {
-	owner types.UID
-
 	mu     sync.Mutex
 	lines  []string
 	rest   string
@@ -221,14 +223,13 @@ type logFile struct {
 	change chan struct{}
 }
 
-func (l *fakeLogs) file(pod, container string, owner types.UID) *logFile {
+func (l *fakeLogs) file(pod, container string) *logFile {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := pod + "/" + container
-	if f := l.files[key]; f != nil && f.owner == owner {
-		return f
+	if l.files[key] == nil {
+		l.files[key] = &logFile{change: make(chan struct{})}
 	}
-	l.files[key] = &logFile{owner: owner, change: make(chan struct{})}
 	return l.files[key]
 }
 

@@ -82,7 +82,7 @@ func (r *run) do(ctx context.Context) (string, error) {
 		r.remove(ctx)
 		return "", err
 	}
-	follow.finish(ctx, r.engine.objects.pod(r.job.UID) == nil)
+	follow.finish(ctx)
 	r.collect(ctx)
 	return r.judge(end)
 }
@@ -274,14 +274,20 @@ func (c cleaning) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// logGrace is how long the rest of a log may take after its container has ended.
-const logGrace = 10 * time.Second
+// How long the rest of a log may take: after the end of its containers, and when they
+// were ended in a way that may have taken the log with them.
+const (
+	logGrace     = 10 * time.Second
+	lostLogGrace = time.Second
+)
 
-// finish waits for the end of the log; gone says that nobody has it any more.
-func (w *following) finish(ctx context.Context, gone bool) {
-	grace := logGrace
-	if gone {
-		grace = 0
+// finish waits for the end of the log.
+func (w *following) finish(ctx context.Context) {
+	grace := lostLogGrace
+	if pod := w.run.engine.objects.pod(w.run.job.UID); terminated(pod, containerKaniko) != nil {
+		grace = logGrace
+	} else if t := terminated(pod, containerContext); t != nil && t.ExitCode != 0 {
+		grace = logGrace
 	}
 	timer := time.NewTimer(grace)
 	defer timer.Stop()

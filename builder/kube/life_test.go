@@ -1,0 +1,429 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	batchv1 "k8s.io/api/batch/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	k8stesting "k8s.io/client-go/testing"
+
+	"kiln/builder"
+)
+
+// slow plays a build of one minute, and counts how many executors ran.
+func slow(executors *int, mu *sync.Mutex) script {
+	return func(ctx context.Context, p *fakePod) {
+		if _, ok := p.prepare(ctx); !ok {
+			return
+		}
+		mu.Lock()
+		*executors++
+		mu.Unlock()
+		p.log(containerKaniko, "first line\n")
+		pass(ctx, time.Minute)
+		if ctx.Err() == nil {
+			p.log(containerKaniko, "last line\n")
+			p.exit(containerKaniko, 0, "Completed", someDigest)
+			p.jobEnds(batchv1.JobComplete, "", "")
+		}
+	}
+}
+
+// endAfter runs the plan and cancels it after a while.
+func endAfter(t *testing.T, e *Engine, plan builder.Plan, d time.Duration, cause error) error {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer time.AfterFunc(d, func() { cancel(cause) }).Stop()
+	_, err := e.Run(ctx, plan, io.Discard)
+	return err
+}
+
+func TestAnotherWorkerFinishesWhatOneLeft(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		cause error
+		kind  builder.Kind
+		// away is how long nobody looks.
+		away time.Duration
+	}{
+		"in the middle, after a shutdown":   {builder.ErrShutdown, builder.KindInterrupted, 10 * time.Second},
+		"in the middle, after a lost lease": {builder.ErrLeaseLost, builder.KindLeaseLost, 10 * time.Second},
+		"when it has ended already":         {builder.ErrShutdown, builder.KindInterrupted, 5 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				executors, mu := 0, sync.Mutex{}
+				c := newTestCluster(t, slow(&executors, &mu))
+				first, second := c.engine(t, testConfig()), c.engine(t, testConfig())
+				plan := testPlan()
+				if err := endAfter(t, first, plan, 5*time.Second, tc.cause); builder.KindOf(err) != tc.kind {
+					t.Fatalf("first worker: %v, want %s", err, tc.kind)
+				}
+				time.Sleep(tc.away)
+				// The ledger counts a new attempt.
+				plan.Attempt++
+				var logs strings.Builder
+				result, err := second.Run(t.Context(), plan, &logs)
+				if err != nil || result.Digest != someDigest || executors != 1 {
+					t.Errorf("second worker: %+v, %v with %d executors\n%s", result, err, executors, logs.String())
+				}
+				if !strings.Contains(logs.String(), "Joined the Job builds/kiln-0123456789abcdef-2\n") ||
+					!strings.Contains(logs.String(), "first line\nlast line\n") {
+					t.Errorf("the second worker's log is not the whole log:\n%s", logs.String())
+				}
+				if left := c.left(t); len(left) > 0 {
+					t.Errorf("left behind: %v", left)
+				}
+			})
+		})
+	}
+}
+
+func TestJobWithoutItsSecretGetsItFromWhoJoins(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		executors, mu := 0, sync.Mutex{}
+		c := newTestCluster(t, slow(&executors, &mu))
+		job, err := newJob(testPlan(), testConfig(), "its-secret", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.client.BatchV1().Jobs(job.Namespace).Create(t.Context(), job, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		e := c.engine(t, testConfig())
+		if result, err := e.Run(t.Context(), testPlan(), io.Discard); err != nil || result.Digest != someDigest || executors != 1 {
+			t.Errorf("Run = %+v, %v with %d executors", result, err, executors)
+		}
+	})
+}
+
+func TestCollectedBuildRunsAgainWhenItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		executors, mu := 0, sync.Mutex{}
+		c := newTestCluster(t, slow(&executors, &mu))
+		e, plan := c.engine(t, testConfig()), testPlan()
+		for want := range 3 {
+			if _, err := e.Run(t.Context(), plan, io.Discard); err != nil || executors != want+1 {
+				t.Fatalf("run %d: %v with %d executors", want+1, err, executors)
+			}
+			plan.Attempt += want % 2
+		}
+	})
+}
+
+func TestJobOfAnotherBuildIsNotTouched(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		executors, mu := 0, sync.Mutex{}
+		c := newTestCluster(t, slow(&executors, &mu))
+		other := testPlan()
+		other.Destination = "registry.example.com/other:x"
+		job, err := newJob(other, testConfig(), "s", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.client.BatchV1().Jobs(job.Namespace).Create(t.Context(), job, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.engine(t, testConfig()).Run(t.Context(), testPlan(), io.Discard)
+		if builder.KindOf(err) != builder.KindUnavailable || !strings.Contains(err.Error(), "of another build") {
+			t.Errorf("got %v, want unavailable", err)
+		}
+		if left := strings.Join(c.left(t), " "); !strings.Contains(left, job.Name) || executors != 0 {
+			t.Errorf("the other build's Job is gone: %s", left)
+		}
+	})
+}
+
+func TestCreateThatSucceededAndReportedAnErrorIsOneBuild(t *testing.T) {
+	t.Parallel()
+	for _, resource := range []string{"jobs", "secrets"} {
+		t.Run(resource, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				executors, mu := 0, sync.Mutex{}
+				c := newTestCluster(t, slow(&executors, &mu))
+				times := 1
+				c.client.PrependReactor("create", resource, func(a k8stesting.Action) (bool, runtime.Object, error) {
+					if times--; times < 0 {
+						return false, nil, nil
+					}
+					object := a.(k8stesting.CreateAction).GetObject() //nolint:forcetypeassert // a create
+					_, _, _ = c.createJob(a)
+					if err := c.client.Tracker().Add(object); err != nil {
+						return true, nil, err
+					}
+					return true, nil, apierrors.NewTimeoutError("etcd took too long", 1)
+				})
+				result, err := c.engine(t, testConfig()).Run(t.Context(), testPlan(), io.Discard)
+				if err != nil || result.Digest != someDigest || executors != 1 {
+					t.Errorf("Run = %+v, %v with %d executors", result, err, executors)
+				}
+				if left := c.left(t); len(left) > 0 {
+					t.Errorf("left behind: %v", left)
+				}
+			})
+		})
+	}
+}
+
+func TestCancelWaitsForThePodToEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var ended time.Time
+		c := newTestCluster(t, func(ctx context.Context, p *fakePod) {
+			if _, ok := p.prepare(ctx); ok {
+				<-ctx.Done()
+				time.Sleep(5 * time.Second)
+				ended = time.Now()
+			}
+		})
+		err := endAfter(t, c.engine(t, testConfig()), testPlan(), time.Minute, nil)
+		if builder.KindOf(err) != builder.KindCanceled || ended.IsZero() {
+			t.Errorf("got %v; the Pod ended at %v", err, ended)
+		}
+		if left := c.left(t); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+}
+
+func TestCancelDoesNotWaitForeverForALostNode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, func(ctx context.Context, p *fakePod) {
+			if _, ok := p.prepare(ctx); ok {
+				<-ctx.Done()
+				time.Sleep(time.Hour)
+			}
+		})
+		began := time.Now()
+		err := endAfter(t, c.engine(t, testConfig()), testPlan(), time.Minute, nil)
+		if took := time.Since(began); builder.KindOf(err) != builder.KindCanceled || took > time.Minute+30*time.Second {
+			t.Errorf("got %v after %s", err, took)
+		}
+	})
+}
+
+func TestJobThatIsBeingDeletedIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		running, most := 0, 0
+		c := newTestCluster(t, func(ctx context.Context, p *fakePod) {
+			if _, ok := p.prepare(ctx); !ok {
+				return
+			}
+			mu.Lock()
+			running++
+			most = max(most, running)
+			mu.Unlock()
+			pass(ctx, time.Minute)
+			time.Sleep(5 * time.Second)
+			mu.Lock()
+			running--
+			mu.Unlock()
+			if ctx.Err() == nil {
+				p.exit(containerKaniko, 0, "Completed", someDigest)
+			}
+		})
+		first, second := c.engine(t, testConfig()), c.engine(t, testConfig())
+		var canceling sync.WaitGroup
+		canceling.Go(func() { _ = endAfter(t, first, testPlan(), 10*time.Second, nil) })
+		time.Sleep(12 * time.Second)
+		result, err := second.Run(t.Context(), testPlan(), io.Discard)
+		canceling.Wait()
+		if err != nil || result.Digest != someDigest || most != 1 {
+			t.Errorf("Run = %+v, %v; %d executors at a time", result, err, most)
+		}
+	})
+}
+
+func TestWatchesThatExpireAreListedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		executors, mu := 0, sync.Mutex{}
+		c := newTestCluster(t, slow(&executors, &mu))
+		var broken []*watch.FakeWatcher
+		for _, resource := range []string{"jobs", "pods"} {
+			times := 1
+			c.client.PrependWatchReactor(resource, func(k8stesting.Action) (bool, watch.Interface, error) {
+				if times--; times < 0 {
+					return false, nil, nil
+				}
+				w := watch.NewFakeWithChanSize(1, false)
+				broken = append(broken, w)
+				return true, w, nil
+			})
+		}
+		e := c.engine(t, testConfig())
+		time.AfterFunc(10*time.Second, func() {
+			for _, w := range broken {
+				gone := apierrors.NewResourceExpired("too old resource version").Status()
+				w.Error(&gone)
+			}
+		})
+		result, err := e.Run(t.Context(), testPlan(), io.Discard)
+		if err != nil || result.Digest != someDigest || executors != 1 || len(broken) != 2 {
+			t.Errorf("Run = %+v, %v with %d executors and %d broken watches", result, err, executors, len(broken))
+		}
+	})
+}
+
+func TestManyBuildsShareTheInformersAndCallLittle(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const builds = 50
+		executors, mu := 0, sync.Mutex{}
+		c := newTestCluster(t, slow(&executors, &mu))
+		e := c.engine(t, testConfig())
+		var all sync.WaitGroup
+		for i := range builds {
+			all.Go(func() {
+				plan := testPlan()
+				plan.BuildID = fmt.Sprintf("%016x%048x", i+1, 0)
+				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
+				if _, err := e.Run(t.Context(), plan, io.Discard); err != nil {
+					t.Errorf("build %d: %v", i, err)
+				}
+			})
+		}
+		all.Wait()
+		calls := c.calls()
+		t.Logf("calls of %d builds: %v; logs opened %d times", builds, calls, c.logs.opened)
+		for call, most := range map[string]int{
+			"list jobs": 1, "watch jobs": 1, "list pods": 1, "watch pods": 1, "get jobs": 0, "list events": 0,
+			"create jobs": builds, "create secrets": builds, "delete jobs": builds,
+		} {
+			if calls[call] > most {
+				t.Errorf("%s: %d calls, want at most %d", call, calls[call], most)
+			}
+		}
+	})
+}
+
+func TestSweepTakesWhatNobodyCollects(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		never := func(context.Context, *fakePod) {}
+		c := newTestCluster(t, never)
+		cfg := testConfig()
+		made := func(attempt int) {
+			plan := testPlan()
+			plan.Attempt = attempt
+			job, err := newJob(plan, cfg, "s", "")
+			if err == nil {
+				_, err = c.client.BatchV1().Jobs(job.Namespace).Create(t.Context(), job, metav1.CreateOptions{})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		made(1)
+		c.engine(t, cfg)
+		time.Sleep(30 * time.Minute)
+		made(2)
+		time.Sleep(24 * time.Minute)
+		synctest.Wait()
+		if left := strings.Join(c.left(t), " "); left != "job kiln-0123456789abcdef-1 job kiln-0123456789abcdef-2" {
+			t.Fatalf("before their time: %s", left)
+		}
+		time.Sleep(12 * time.Minute)
+		synctest.Wait()
+		if left := strings.Join(c.left(t), " "); left != "job kiln-0123456789abcdef-2" {
+			t.Errorf("after the first one's time: %s", left)
+		}
+	})
+}
+
+// loggedIn is a Credentials that remembers what it was asked for.
+type loggedIn struct {
+	asked string
+	err   error
+}
+
+func (l *loggedIn) DockerConfig(_ context.Context, secret string, hosts []string) ([]byte, error) {
+	l.asked = fmt.Sprint(secret, hosts)
+	return []byte(`{"auths":{"x":{}}}`), l.err
+}
+
+func TestBuildGetsTheCredentialsOfItsRegistriesOnly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		executors, mu := 0, sync.Mutex{}
+		c := newTestCluster(t, slow(&executors, &mu))
+		cfg, login := testConfig(), &loggedIn{}
+		cfg.Credentials = login
+		plan := testPlan()
+		plan.RegistrySecret = "team-secret"
+		e := c.engine(t, cfg)
+		if _, err := e.Run(t.Context(), plan, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		if login.asked != "team-secret[registry.example.com index.docker.io]" {
+			t.Errorf("asked for %s", login.asked)
+		}
+		login.err = builder.Errorf(builder.KindInvalidRequest, "reading credentials", "there is no secret team-secret")
+		if _, err := e.Run(t.Context(), plan, io.Discard); !errors.Is(err, login.err) || executors != 1 {
+			t.Errorf("got %v, want the error of the credentials", err)
+		}
+		if left := c.left(t); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+}
+
+func TestTraceGoesIntoTheJob(t *testing.T) {
+	t.Parallel()
+	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled})
+	if got := traceparent(trace.ContextWithSpanContext(t.Context(), span)); got != "00-01000000000000000000000000000000-0200000000000000-01" {
+		t.Errorf("traceparent = %q", got)
+	}
+	if got := traceparent(t.Context()); got != "" {
+		t.Errorf("traceparent without a trace = %q", got)
+	}
+}
+
+func TestClosedEngineRunsNothing(t *testing.T) {
+	t.Parallel()
+	c := newTestCluster(t, build)
+	e := c.engine(t, testConfig())
+	if err := errors.Join(e.Close(), e.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Run(t.Context(), testPlan(), io.Discard); builder.KindOf(err) != builder.KindInterrupted {
+		t.Errorf("Run = %v, want interrupted", err)
+	}
+}
+
+func TestMissingPermissionIsNamedAtTheStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, build)
+		for _, verb := range []string{"list", "watch"} {
+			refuse(c, verb, "pods", -1, apierrors.NewForbidden(podsGVR.GroupResource(), "", errors.New("RBAC says no")))
+		}
+		c.client.PrependWatchReactor("pods", func(k8stesting.Action) (bool, watch.Interface, error) {
+			return true, nil, apierrors.NewForbidden(podsGVR.GroupResource(), "", errors.New("RBAC says no"))
+		})
+		_, err := newEngine(t.Context(), c.client, c.logs, testConfig())
+		if err == nil || !strings.Contains(err.Error(), "builds") || !strings.Contains(err.Error(), "RBAC says no") {
+			t.Errorf("New = %v, want the namespace and the reason", err)
+		}
+	})
+}
