@@ -48,9 +48,9 @@ func startSecured(t *testing.T) secured {
 	if err != nil {
 		t.Fatal(err)
 	}
-	passwords := fmt.Sprintf("ADMIN_PASSWORD: %q\n", hash)
+	passwords := fmt.Appendf(nil, "ADMIN_PASSWORD: %q\n", hash)
 	for _, role := range natsbus.Roles() {
-		passwords += fmt.Sprintf("%s_PASSWORD: %q\n", natsbus.RoleVariable(role), hash)
+		passwords = fmt.Appendf(passwords, "%s_PASSWORD: %q\n", natsbus.RoleVariable(role), hash)
 	}
 	write := func(name, text string) string {
 		path := filepath.Join(dir, name)
@@ -68,7 +68,7 @@ func startSecured(t *testing.T) secured {
 	}
 	ca := write("tls/server.pem", certificate)
 	write("tls/server.key", key)
-	write("passwords.conf", passwords)
+	write("passwords.conf", string(passwords))
 	write(natsbus.RolesFile, read(natsbus.RolesFile))
 	// Only where the server lives is another place.
 	conf := write("nats-server.conf", strings.NewReplacer(
@@ -114,7 +114,9 @@ func selfSigned(t *testing.T) (certificate, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	encode := func(kind string, b []byte) string { return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b})) }
+	encode := func(kind string, b []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
+	}
 	return encode("CERTIFICATE", der), encode("EC PRIVATE KEY", raw)
 }
 
