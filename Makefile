@@ -35,6 +35,27 @@ $(BIN)/kaniko-executor: deploy/kaniko/go.mod deploy/kaniko/go.sum
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $@ github.com/osscontainertools/kaniko/cmd/executor
 	touch $@
 
+# Images of several machines become one: make image PLATFORMS="linux/amd64 linux/arm64"
+PLATFORMS      ?= linux/$(shell go env GOARCH)
+PUSH           ?=
+
+.PHONY: image
+image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kiln) ## Assemble dist/kiln-image.tar; PUSH=REF pushes it too
+	@go run ./deploy/image kiln $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kiln) -o dist/kiln-image.tar -name $(or $(PUSH),kiln:latest) $(if $(PUSH),-push $(PUSH))
+
+.PHONY: kaniko-image
+kaniko-image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kaniko-executor) ## Assemble dist/kaniko-image.tar from the pinned executor; PUSH=REF pushes it too
+	@go run ./deploy/image kaniko $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kaniko-executor) -o dist/kaniko-image.tar -name $(or $(PUSH),kaniko-executor:latest) $(if $(PUSH),-push $(PUSH))
+
+# Go knows by itself whether there is something to do.
+.PHONY: FORCE
+dist/%/kiln: FORCE
+	@CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $@ ./cmd/kiln
+
+dist/%/kaniko-executor: FORCE
+	@cd deploy/kaniko
+	CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/osscontainertools/kaniko/cmd/executor
+
 .PHONY: deps
 deps: ## Install what is missing of runc, busybox-static and debootstrap
 	@.ci/deps
