@@ -18,7 +18,7 @@ DURATIONS      := $(CACHE)/ci-durations
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---------------------------------------------------------------- building
 
@@ -73,6 +73,8 @@ clean: ## Remove everything that was built, downloaded or cached here
 .PHONY: test
 test: $(BIN)/kaniko-executor ## Run all unit tests, and the sandbox tests if this machine can
 	@.ci/gotest test -race -shuffle=on -timeout 5m $(TESTFLAGS) $(PKGS)
+	cd deploy/chart/tests
+	go test ./...
 
 .PHONY: e2e
 e2e: $(BIN)/kaniko-executor ## Run the process and container tests (root and runc; Docker)
@@ -91,6 +93,9 @@ lint: $(BIN)/.golangci-$(GOLANGCI) ## Run the linters, and check go.mod and go.s
 	@$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	go mod tidy -diff
 	go mod verify
+	cd deploy/chart/tests
+	$(BIN)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...
+	go mod tidy -diff
 
 .PHONY: fmt
 fmt: $(BIN)/.golangci-$(GOLANGCI) ## Format the Go code
@@ -125,6 +130,13 @@ ci: ## Lint, test and e2e, with the duration of each step
 	! grep -q FAILED $(DURATIONS)
 
 # ---------------------------------------------------------------- documents
+
+.PHONY: manifests
+manifests: ## Write deploy/manifests and what the chart's tests expect from the chart, and deploy/nats from the topology
+	@cd deploy/chart/tests
+	go test . -update
+	cd $(CURDIR)
+	go test ./events/natsbus -run Files -update
 
 .PHONY: docs
 docs: ## Write the configuration table of the README from the code
