@@ -173,6 +173,7 @@ func build(ctx context.Context, p *fakePod) {
 		code, word = 7, "error building image: error building stage: failed to execute command: waiting for process to exit: exit status 7"
 	case builder.KindPushDenied:
 		word = "error checking push permissions: POST http://registry/v2/: unexpected status code 403 Forbidden"
+	default:
 	}
 	p.log(containerKaniko, word+"\n")
 	p.exit(containerKaniko, code, "Error", word)
