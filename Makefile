@@ -19,7 +19,7 @@ DURATIONS      := $(CACHE)/ci-durations
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---------------------------------------------------------------- building
 
@@ -35,6 +35,27 @@ $(BIN)/kaniko-executor: deploy/kaniko/go.mod deploy/kaniko/go.sum
 	cd deploy/kaniko
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $@ github.com/osscontainertools/kaniko/cmd/executor
 	touch $@
+
+# Images of several machines become one: make image PLATFORMS="linux/amd64 linux/arm64"
+PLATFORMS      ?= linux/$(shell go env GOARCH)
+PUSH           ?=
+
+.PHONY: image
+image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kiln) ## Assemble dist/kiln-image.tar; PUSH=REF pushes it too
+	@go run ./deploy/image kiln $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kiln) -o dist/kiln-image.tar -name $(or $(PUSH),kiln:latest) $(if $(PUSH),-push $(PUSH))
+
+.PHONY: kaniko-image
+kaniko-image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kaniko-executor) ## Assemble dist/kaniko-image.tar from the pinned executor; PUSH=REF pushes it too
+	@go run ./deploy/image kaniko $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kaniko-executor) -o dist/kaniko-image.tar -name $(or $(PUSH),kaniko-executor:latest) $(if $(PUSH),-push $(PUSH))
+
+# Go knows by itself whether there is something to do.
+.PHONY: FORCE
+dist/%/kiln: FORCE
+	@CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $@ ./cmd/kiln
+
+dist/%/kaniko-executor: FORCE
+	@cd deploy/kaniko
+	CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $(CURDIR)/$@ github.com/osscontainertools/kaniko/cmd/executor
 
 .PHONY: deps
 deps: ## Install what is missing of runc, busybox-static and debootstrap
@@ -53,6 +74,8 @@ clean: ## Remove everything that was built, downloaded or cached here
 .PHONY: test
 test: $(BIN)/kaniko-executor ## Run all unit tests, and the sandbox tests if this machine can
 	@.ci/gotest test -race -shuffle=on -timeout 5m $(TESTFLAGS) $(PKGS)
+	cd deploy/chart/tests
+	go test ./...
 
 .PHONY: e2e
 e2e: $(BIN)/kaniko-executor ## Run the process and container tests (root and runc; Docker)
@@ -71,6 +94,9 @@ lint: $(BIN)/.golangci-$(GOLANGCI) ## Run the linters, and check go.mod and go.s
 	@$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	go mod tidy -diff
 	go mod verify
+	cd deploy/chart/tests
+	$(BIN)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...
+	go mod tidy -diff
 
 .PHONY: fmt
 fmt: $(BIN)/.golangci-$(GOLANGCI) ## Format the Go code
@@ -113,6 +139,13 @@ ci: ## Lint, test and e2e, with the duration of each step
 	! grep -q FAILED $(DURATIONS)
 
 # ---------------------------------------------------------------- documents
+
+.PHONY: manifests
+manifests: ## Write deploy/manifests and what the chart's tests expect from the chart, and deploy/nats from the topology
+	@cd deploy/chart/tests
+	go test . -update
+	cd $(CURDIR)
+	go test ./events/natsbus -run Files -update
 
 .PHONY: docs
 docs: ## Write the configuration table of the README from the code

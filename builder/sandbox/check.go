@@ -21,13 +21,40 @@ type found struct {
 	cgroups  []string
 }
 
-// check looks for everything that builds need and reports all that is missing.
+// Check looks for everything that an Engine needs on this machine and starts nothing.
+// It returns what there is, in words, and all that is missing, with how to get it.
+func Check(cfg Config) (present []string, missing []error) {
+	f, missing := look(cfg.withDefaults())
+	if f.runtime.path != "" {
+		present = append(present, "OCI runtime "+f.runtime.path)
+	}
+	if f.executor != "" {
+		present = append(present, "executor "+f.executor)
+	}
+	if len(f.cgroups) > 0 {
+		present = append(present, "cgroups "+strings.Join(f.cgroups, " "))
+	}
+	return present, missing
+}
+
+// check is look with one error for all that is missing.
 func check(cfg Config) (found, error) {
-	var f found
-	var missing []error
+	f, missing := look(cfg)
+	if len(missing) == 0 {
+		return f, nil
+	}
+	all := missing[0]
+	for _, err := range missing[1:] {
+		all = fmt.Errorf("%w\n  - %w", all, err)
+	}
+	return found{}, fmt.Errorf("this machine cannot run builds in a sandbox:\n  - %w", all)
+}
+
+// look looks for everything that builds need.
+func look(cfg Config) (f found, missing []error) {
 	note := func(err error) {
 		if err != nil {
-			missing = append(missing, fmt.Errorf("\n  - %w", err))
+			missing = append(missing, err)
 		}
 	}
 	var err error
@@ -38,15 +65,12 @@ func check(cfg Config) (found, error) {
 	if _, err := os.Stat("/bin/sh"); err != nil {
 		note(errors.New("there is no /bin/sh, which guards containers: apt-get install dash"))
 	}
-	note(checkKernel())
+	missing = append(missing, checkKernel()...)
 	if f.cgroups, err = cgroupMounts(); err == nil && len(f.cgroups) == 0 {
 		err = errors.New("no cgroups are mounted at /sys/fs/cgroup: without them builds cannot be limited")
 	}
 	note(err)
-	if len(missing) > 0 {
-		return found{}, fmt.Errorf("this machine cannot run builds in a sandbox:%w", errors.Join(missing...))
-	}
-	return f, nil
+	return f, missing
 }
 
 func findRuntime(named string) (ociRuntime, error) {
@@ -96,8 +120,7 @@ func findExecutor(named string) (string, error) {
 	return path, nil
 }
 
-func checkKernel() error {
-	var missing []error
+func checkKernel() (missing []error) {
 	if os.Geteuid() != 0 {
 		missing = append(missing, errors.New("root is needed to map a range of user ids and to limit builds: run it as root (in a container: with --privileged)"))
 	}
@@ -110,15 +133,7 @@ func checkKernel() error {
 	if raw, err := os.ReadFile("/proc/sys/fs/suid_dumpable"); err != nil || strings.TrimSpace(string(raw)) == "1" {
 		missing = append(missing, errors.New("the kernel lets processes read more privileged ones, so commands could read credentials: sysctl -w fs.suid_dumpable=0"))
 	}
-	var all error
-	for i, err := range missing {
-		if i == 0 {
-			all = err
-			continue
-		}
-		all = fmt.Errorf("%w\n  - %w", all, err)
-	}
-	return all
+	return missing
 }
 
 func hasCapability(number int) bool {

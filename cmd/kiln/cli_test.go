@@ -255,3 +255,24 @@ func TestConfigurationTableInREADMEIsTheProgramsOwn(t *testing.T) {
 		t.Errorf("run `make docs` (-want +got):\n%s", diff)
 	}
 }
+
+func TestProvisionWritesItsDefinitionsWithoutAServer(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "nats")
+	out, errs, code := execute(t, "", "provision", "--write", dir, "--nats-prefix", "acme", "--nats-url", "nats://127.0.0.1:1")
+	if code != exitOK || strings.Count(out, "wrote") != 5 {
+		t.Fatalf("exit code %d: %s%s", code, out, errs)
+	}
+	for name, text := range map[string]string{
+		"ACME_BUILD.json": `"acme.build.*"`, "ACME_BUILD_LOG.json": "acme.build.log.*", "KV_ACME_KILN_LEDGER.json": "$KV.ACME_KILN_LEDGER.>",
+		"build-workers.json": `"acme.build.requested"`, "roles.conf": `"$JS.API.CONSUMER.MSG.NEXT.ACME_BUILD.build-workers"`,
+	} {
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || !strings.Contains(string(raw), text) {
+			t.Errorf("%s lacks %s (%v):\n%s", name, text, err, raw)
+		}
+	}
+	if _, errs, code := execute(t, "", "provision", "--write", dir, "--stream-replicas", "2"); code != exitUsage || !strings.Contains(errs, "replicas") {
+		t.Errorf("exit code %d: %s", code, errs)
+	}
+}

@@ -55,7 +55,7 @@ func (f natsFlags) url() string {
 func (f natsFlags) connect(log zerolog.Logger) (*nats.Conn, error) {
 	nc, err := natsbus.Connect(natsbus.Config{
 		URL: f.url(), CredentialsFile: f.Credentials, NKeyFile: f.Nkey, User: f.User, Password: f.Password,
-		CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key, Log: log,
+		InboxPrefix: f.InboxPrefix, CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key, Log: log,
 	})
 	if err != nil {
 		return nil, &exitError{code: exitNoConnection, cause: fmt.Errorf(

@@ -108,6 +108,10 @@ var layers = map[string]layer{
 		imports: []string{"github.com/google/go-containerregistry", "github.com/opencontainers/runtime-spec", "sigs.k8s.io/yaml"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
 	},
+	"kiln/deploy/image": {
+		imports: []string{"github.com/google/go-containerregistry", "golang.org/x/crypto/x509roots"},
+		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
+	},
 	"kiln/cmd/kiln": {
 		imports: []string{"kiln", "github.com", "go.opentelemetry.io", "golang.org/x", "sigs.k8s.io/yaml", "k8s.io/api/core/v1", "k8s.io/klog/v2"},
 		never:   []string{"kiln/cmd", "k8s.io/client-go/kubernetes/fake", "github.com/stretchr/testify"},

@@ -5,6 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -17,6 +21,7 @@ type provisionCmd struct {
 	NATS   natsFlags     `embed:"" prefix:"nats-"`
 	Stream topologyFlags `embed:"" prefix:"stream-"`
 	Output string        `env:"-" short:"o" enum:"text,json" default:"text" help:"Form of the report: text or json."`
+	Write  string        `env:"-" type:"path" placeholder:"DIR" help:"Write what would be created as files for the nats CLI, and each role's permissions for the server, and talk to no server."`
 }
 
 // Help is shown below the flags.
@@ -26,11 +31,15 @@ nothing is changed; the exit code is 1 then.
 
 Examples:
   kiln provision
-  kiln provision --nats-url nats://nats.example.com:4222 --stream-replicas 3`
+  kiln provision --nats-url nats://nats.example.com:4222 --stream-replicas 3
+  kiln provision --write deploy/nats --nats-prefix acme`
 }
 
 // Run provisions the server.
 func (p *provisionCmd) Run(ctx context.Context, s streams, c *cli) error {
+	if p.Write != "" {
+		return p.writeFiles(s)
+	}
 	nc, err := p.NATS.connect(c.logger(s))
 	if err != nil {
 		return err
@@ -54,6 +63,25 @@ func (p *provisionCmd) Run(ctx context.Context, s streams, c *cli) error {
 	}
 	for _, what := range report.Unchanged {
 		fmt.Fprintln(s.out, "unchanged", what)
+	}
+	return nil
+}
+
+// writeFiles replaces the files of the topology in a folder.
+func (p *provisionCmd) writeFiles(s streams) error {
+	files, err := p.Stream.topology(p.NATS.Prefix).Files()
+	if err != nil {
+		return usage(err)
+	}
+	if err := os.MkdirAll(p.Write, 0o750); err != nil {
+		return fmt.Errorf("write definitions: %w", err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		path := filepath.Join(p.Write, name)
+		if err := os.WriteFile(path, files[name], 0o600); err != nil {
+			return fmt.Errorf("write definitions: %w", err)
+		}
+		fmt.Fprintln(s.out, "wrote    ", path)
 	}
 	return nil
 }

@@ -255,6 +255,9 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	if wait := requests.AckWait(); f.Worker.Lease > wait {
 		return nil, usage(fmt.Errorf("--worker-lease %s is longer than the consumer's ack wait of %s: a running build would be given to another worker", f.Worker.Lease, wait))
 	}
+	if err := worker.RegisterQueueGauge(reg, requests.Pending); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
 	book, err := bus.Ledger(bind)
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ type natsFlags struct {
 	Nkey        string `type:"existingfile" help:"File with an nkey seed." placeholder:"FILE"`
 	User        string `help:"User name."`
 	Password    string `help:"Password. Visible to other users of the machine when given as a flag: prefer the environment."`
+	InboxPrefix string `help:"Begin of the subjects that answers come to, where users may not listen to others: _INBOX_KILN_WORKER." placeholder:"TEXT"`
 	CA          string `type:"existingfile" help:"CA certificates that the server's is checked with." placeholder:"FILE"`
 	Cert        string `type:"existingfile" help:"Client certificate." placeholder:"FILE"`
 	Key         string `type:"existingfile" help:"Key of the client certificate." placeholder:"FILE"`

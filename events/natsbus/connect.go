@@ -29,6 +29,9 @@ type Config struct {
 	CredentialsFile, NKeyFile string
 	// User and Password log in where the server has users.
 	User, Password string
+	// InboxPrefix begins the subjects that answers come to, where a user may not listen
+	// to others; see Topology.InboxPrefix. Defaults to "_INBOX".
+	InboxPrefix string
 	// CAFile verifies the server; CertFile and KeyFile are the client's certificate.
 	CAFile, CertFile, KeyFile string
 	// Timeout bounds one attempt to connect. Defaults to 5 s.
@@ -138,6 +141,9 @@ func (c Config) security() ([]nats.Option, error) {
 	}
 	if c.User != "" {
 		opts = append(opts, nats.UserInfo(c.User, c.Password))
+	}
+	if c.InboxPrefix != "" {
+		opts = append(opts, nats.CustomInboxPrefix(c.InboxPrefix))
 	}
 	if c.CAFile != "" {
 		opts = append(opts, nats.RootCAs(c.CAFile))

@@ -47,6 +47,15 @@ func (b *Bus) Queue(ctx context.Context) (*Queue, error) {
 // AckWait is how long a worker may be silent before its message goes to another.
 func (q *Queue) AckWait() time.Duration { return q.consumer.CachedInfo().Config.AckWait }
 
+// Pending asks the server how many requests wait that no worker has been given yet.
+func (q *Queue) Pending(ctx context.Context) (uint64, error) {
+	info, err := q.consumer.Info(ctx)
+	if err != nil {
+		return 0, missing("consumer "+consumerName, err)
+	}
+	return info.NumPending, nil
+}
+
 // Next blocks until a request is there or ctx ends, then with ctx's error. Exactly
 // one message is asked for, and none waits in this process. After a reconnect it
 // asks again. Other errors are temporary, also that the server or the consumer is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -178,5 +179,27 @@ func TestQueueTellsItsAckWait(t *testing.T) {
 	}
 	if got := queue.AckWait(); got != 7*time.Second {
 		t.Errorf("AckWait() = %s, want 7s", got)
+	}
+}
+
+func TestPendingCountsWhatNoWorkerWasGiven(t *testing.T) {
+	t.Parallel()
+	bus := newBus(t, natsbus.Topology{})
+	queue := must(bus.Queue(t.Context()))
+	for i := range 3 {
+		publishRequest(t, bus, strconv.Itoa(i))
+	}
+	if n, err := queue.Pending(t.Context()); n != 3 || err != nil {
+		t.Errorf("Pending() = %d, %v", n, err)
+	}
+	must(queue.Next(t.Context()))
+	if n, err := queue.Pending(t.Context()); n != 2 || err != nil {
+		t.Errorf("Pending() with one in hand = %d, %v", n, err)
+	}
+	if err := bus.JetStream().DeleteConsumer(t.Context(), "BUILD", "build-workers"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := queue.Pending(t.Context()); err == nil || !strings.Contains(err.Error(), "kiln provision") {
+		t.Errorf("Pending() without the consumer = %v", err)
 	}
 }
