@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/cenkalti/backoff/v6"
@@ -44,14 +45,14 @@ func retry[T any](ctx context.Context, most time.Duration, call func() (T, error
 }
 
 // transient reports whether the same call may succeed soon: the server is busy or
-// broken, or was not reached at all.
+// broken, or was not reached at all, or a quota was being counted.
 func transient(err error) bool {
-	status := apierrors.APIStatus(nil)
-	if !errors.As(err, &status) {
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	if !ok {
 		return !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 	}
 	code := status.Status().Code
-	return code == 429 || code >= 500
+	return code == http.StatusTooManyRequests || code >= 500 || apierrors.IsConflict(err)
 }
 
 func (c cluster) createJob(ctx context.Context, job *batchv1.Job) (*batchv1.Job, error) {
@@ -74,11 +75,12 @@ func (c cluster) deleteJob(ctx context.Context, name string, uid types.UID, how 
 		opts.Preconditions = &metav1.Preconditions{UID: &uid}
 	}
 	_, err := retry(ctx, c.retryFor, func() (struct{}, error) {
-		return struct{}{}, c.client.BatchV1().Jobs(c.namespace).Delete(ctx, name, opts)
+		err := c.client.BatchV1().Jobs(c.namespace).Delete(ctx, name, opts)
+		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+			err = nil
+		}
+		return struct{}{}, err
 	})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil
-	}
 	return err
 }
 

@@ -22,6 +22,9 @@ const DefaultClass = "default"
 
 const gib = int64(1) << 30
 
+// maxInstance leaves room for the rest of a Job's name, of at most 63 characters.
+const maxInstance = 30
+
 // Credentials knows how to log in at registries. Implementations are safe for
 // concurrent use; their errors do not repeat credentials.
 type Credentials interface {
@@ -36,8 +39,9 @@ type Credentials interface {
 type Config struct {
 	// Namespace is where Jobs and their Secrets are made.
 	Namespace string
-	// Instance tells the Jobs of this installation from others in the namespace. All
-	// workers that share a ledger share it. A label value; defaults to "kiln".
+	// Instance tells the Jobs of this installation from others in the namespace, and
+	// begins their names. All workers that share a ledger share it. A DNS label of at most
+	// 30 characters; defaults to "kiln".
 	Instance string
 	// ContextImage is an image whose entrypoint is kiln, ExecutorImage one with the
 	// Kaniko executor at /kaniko/executor.
@@ -172,7 +176,10 @@ func (c Config) validate() error {
 		}
 	}
 	check("namespace", c.Namespace, validation.IsDNS1123Label(c.Namespace))
-	check("instance", c.Instance, validation.IsValidLabelValue(c.Instance))
+	check("instance", c.Instance, validation.IsDNS1123Label(c.Instance))
+	if len(c.Instance) > maxInstance {
+		faults = append(faults, fmt.Errorf("instance %q is longer than %d characters", c.Instance, maxInstance))
+	}
 	for name, image := range map[string]string{"kiln's own image": c.ContextImage, "executor image": c.ExecutorImage} {
 		if image == "" {
 			faults = append(faults, fmt.Errorf("%s is not set", name))

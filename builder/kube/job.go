@@ -41,8 +41,8 @@ const (
 const shortID = 16
 
 // jobName names the Job of a build's attempt.
-func jobName(plan builder.Plan) string {
-	return fmt.Sprintf("kiln-%s-%d", plan.BuildID[:shortID], plan.Attempt)
+func jobName(plan builder.Plan, cfg Config) string {
+	return fmt.Sprintf("%s-%s-%d", cfg.Instance, plan.BuildID[:shortID], plan.Attempt)
 }
 
 // selector selects the Jobs and Pods of an installation.
@@ -106,7 +106,7 @@ func newJob(plan builder.Plan, cfg Config, secret, traceparent string) (*batchv1
 	}
 	deadline := cfg.limits(plan).Timeout + cfg.Margin
 	return &batchv1.Job{
-		ObjectMeta: metav1.ObjectMeta{Name: jobName(plan), Namespace: cfg.Namespace, Labels: labels(plan, cfg), Annotations: notes},
+		ObjectMeta: metav1.ObjectMeta{Name: jobName(plan, cfg), Namespace: cfg.Namespace, Labels: labels(plan, cfg), Annotations: notes},
 		Spec: batchv1.JobSpec{
 			Parallelism: new(int32(1)),
 			Completions: new(int32(1)),

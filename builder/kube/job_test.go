@@ -226,16 +226,17 @@ func FuzzLabelValue(f *testing.F) {
 func TestConfigurationFaultsAreNamed(t *testing.T) {
 	t.Parallel()
 	for says, change := range map[string]func(*Config){
-		"namespace":                func(c *Config) { c.Namespace = "Not A Name" },
-		"instance":                 func(c *Config) { c.Instance = "a b" },
-		"kiln's own image":         func(c *Config) { c.ContextImage = "" },
-		"executor image":           func(c *Config) { c.ExecutorImage = "" },
-		"node selector":            func(c *Config) { c.NodeSelector = map[string]string{"a b": "c"} },
-		"Pod label":                func(c *Config) { c.PodLabels = map[string]string{"a": "b c"} },
-		"Pod annotation":           func(c *Config) { c.PodAnnotations = map[string]string{"a b": "c"} },
-		"service account":          func(c *Config) { c.ServiceAccounts = []string{"A/B"} },
-		`"huge", which is not`:     func(c *Config) { c.ProjectClasses = map[string]string{"p": "huge"} },
-		"must not be negative":     func(c *Config) { c.Waits.Image = -1 },
+		"namespace":            func(c *Config) { c.Namespace = "Not A Name" },
+		`instance "a b"`:       func(c *Config) { c.Instance = "a b" },
+		"longer than 30":       func(c *Config) { c.Instance = strings.Repeat("a", 31) },
+		"kiln's own image":     func(c *Config) { c.ContextImage = "" },
+		"executor image":       func(c *Config) { c.ExecutorImage = "" },
+		"node selector":        func(c *Config) { c.NodeSelector = map[string]string{"a b": "c"} },
+		"Pod label":            func(c *Config) { c.PodLabels = map[string]string{"a": "b c"} },
+		"Pod annotation":       func(c *Config) { c.PodAnnotations = map[string]string{"a b": "c"} },
+		"service account":      func(c *Config) { c.ServiceAccounts = []string{"A/B"} },
+		`"huge", which is not`: func(c *Config) { c.ProjectClasses = map[string]string{"p": "huge"} },
+		"must not be negative": func(c *Config) { c.Waits.Image = -1 },
 		"requests more memory (2Gi": func(c *Config) {
 			c.Classes["x"] = corev1.ResourceRequirements{
 				Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("2Gi")},

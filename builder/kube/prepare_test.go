@@ -136,9 +136,9 @@ func TestPrepareSaysWhoseFaultItIs(t *testing.T) {
 		kind    builder.Kind
 		says    string
 	}{
-		"no plan":            {openRoot(t, t.TempDir()), nil, builder.KindUnavailable, keyPlan},
-		"path out of it":     {mountSecret(t, outside), nil, builder.KindInvalidRequest, "../../etc/passwd"},
-		"nobody fetches":     {mountSecret(t, everything()), nil, builder.KindInvalidRequest, "fetches no sources"},
+		"no plan":             {openRoot(t, t.TempDir()), nil, builder.KindUnavailable, keyPlan},
+		"path out of it":      {mountSecret(t, outside), nil, builder.KindInvalidRequest, "../../etc/passwd"},
+		"nobody fetches":      {mountSecret(t, everything()), nil, builder.KindInvalidRequest, "fetches no sources"},
 		"source is not there": {mountSecret(t, everything()), fetcher{gone}, builder.KindSourceNotFound, "no branch main"},
 	} {
 		err := Prepare(t.Context(), tc.from, openRoot(t, t.TempDir()), tc.sources, &strings.Builder{})

@@ -75,7 +75,9 @@ func TestEveryReasonReachesTheUserAsCode(t *testing.T) {
 			}, builder.KindUnavailable, `CreateContainerConfigError: secret "x" not found`, 30 * time.Second,
 		},
 		"full cluster": {
-			nil, func(_ context.Context, p *fakePod) { p.pending("Unschedulable", "0/3 nodes are available: 3 Insufficient memory.") },
+			nil, func(_ context.Context, p *fakePod) {
+				p.pending("Unschedulable", "0/3 nodes are available: 3 Insufficient memory.")
+			},
 			builder.KindUnavailable, "Unschedulable: 0/3 nodes are available", 5 * time.Minute,
 		},
 		"nodes that do not exist": {
@@ -109,7 +111,9 @@ func TestEveryReasonReachesTheUserAsCode(t *testing.T) {
 			}, builder.KindOutOfMemory, "OOMKilled", time.Second,
 		},
 		"disk": {
-			nil, started(func(p *fakePod) { p.failed("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 20Gi.") }),
+			nil, started(func(p *fakePod) {
+				p.failed("Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 20Gi.")
+			}),
 			builder.KindDiskFull, "Evicted: Pod ephemeral local storage usage exceeds", time.Second,
 		},
 		"pressure on the node": {
@@ -119,11 +123,15 @@ func TestEveryReasonReachesTheUserAsCode(t *testing.T) {
 			}), builder.KindUnavailable, "TerminationByKubelet: The node was low on resource: memory", time.Second,
 		},
 		"node that is lost": {
-			nil, started(func(p *fakePod) { p.disrupted("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint") }),
+			nil, started(func(p *fakePod) {
+				p.disrupted("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+			}),
 			builder.KindUnavailable, "DeletionByTaintManager", time.Second,
 		},
 		"deadline of the Job": {
-			nil, started(func(p *fakePod) { p.jobEnds(batchv1.JobFailed, batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline") }),
+			nil, started(func(p *fakePod) {
+				p.jobEnds(batchv1.JobFailed, batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline")
+			}),
 			builder.KindTimeout, "DeadlineExceeded", time.Second,
 		},
 		"preparation fails": {

@@ -57,7 +57,7 @@ func (r *run) join(ctx context.Context) (*batchv1.Job, error) {
 func (r *run) create(ctx context.Context) (*batchv1.Job, error) {
 	const op = "creating the Job"
 	api := r.engine.api
-	wanted, err := newJob(r.plan, r.engine.cfg, jobName(r.plan)+"-"+utilrand.String(8), traceparent(ctx))
+	wanted, err := newJob(r.plan, r.engine.cfg, jobName(r.plan, r.engine.cfg)+"-"+utilrand.String(8), traceparent(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (r *run) awaitGone(ctx context.Context, name string, uid types.UID) error {
 func (r *run) remove(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.engine.cfg.Grace)
 	defer cancel()
-	name, uid := jobName(r.plan), types.UID("")
+	name, uid := jobName(r.plan, r.engine.cfg), types.UID("")
 	if r.job != nil {
 		name, uid = r.job.Name, r.job.UID
 	}

@@ -65,6 +65,13 @@ var layers = map[string]layer{
 		},
 		never: append([]string{"kiln/builder/kube"}, domain...),
 	},
+	"kiln/builder/kube": {
+		imports: []string{
+			"kiln/builder", "kiln/builder/kaniko", "k8s.io/api", "k8s.io/apimachinery", "k8s.io/client-go",
+			"github.com/cenkalti/backoff/v6", "go.opentelemetry.io/otel/propagation",
+		},
+		never: append([]string{"kiln/builder/sandbox", "k8s.io/client-go/kubernetes/fake", "go.opentelemetry.io/otel/sdk"}, withoutKubernetes(domain)...),
+	},
 	"kiln/builder/enginetest": {
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},
 		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
@@ -88,7 +95,7 @@ var layers = map[string]layer{
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
 	},
 	"kiln/cmd/kiln": {
-		imports: []string{"kiln", "github.com", "go.opentelemetry.io", "golang.org/x", "sigs.k8s.io/yaml"},
+		imports: []string{"kiln", "github.com", "go.opentelemetry.io", "golang.org/x", "sigs.k8s.io/yaml", "k8s.io/api/core/v1", "k8s.io/klog/v2"},
 		never:   []string{"kiln/cmd", "k8s.io/client-go/kubernetes/fake", "github.com/stretchr/testify"},
 	},
 }
@@ -102,6 +109,11 @@ var (
 		"github.com/alecthomas/kong", "github.com/prometheus/client_golang",
 	}
 )
+
+// withoutKubernetes is for the one package that may know it.
+func withoutKubernetes(never []string) []string {
+	return slices.DeleteFunc(slices.Clone(never), func(path string) bool { return path == "k8s.io" })
+}
 
 // pkg is what `go list` says about a package, without its tests.
 type pkg struct {

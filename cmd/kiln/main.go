@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"kiln/builder/kube"
 )
 
 // Exit codes.
@@ -65,6 +67,7 @@ type cli struct {
 	Ls          lsCmd          `cmd:"" help:"List requests."`
 	Worker      workerCmd      `cmd:"" help:"Run a worker on existing servers."`
 	Provision   provisionCmd   `cmd:"" help:"Create streams, consumer and ledger on a NATS server."`
+	Context     contextCmd     `cmd:"" hidden:"" help:"Prepare a build inside its Pod."`
 	ConfigTable configTableCmd `cmd:"" hidden:"" help:"Print the configuration table as Markdown."`
 }
 
@@ -122,6 +125,8 @@ func newParser(c *cli, opts ...kong.Option) (*kong.Kong, error) {
 		kong.DefaultEnvars("KILN"),
 		kong.Configuration(yamlSettings),
 		kong.TypeMapper(reflect.TypeFor[size](), sizeMapper()),
-		kong.Vars{"version": versions()},
+		kong.Vars{
+			"version": versions(), "plan_dir": kube.PlanDir, "workspace_dir": kube.WorkspaceDir(), "termination_log": kube.TerminationLog,
+		},
 	}, opts...)...)
 }

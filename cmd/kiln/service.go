@@ -17,6 +17,7 @@ import (
 
 	"kiln/builder"
 	"kiln/builder/function"
+	"kiln/builder/kube"
 	"kiln/builder/registry"
 	"kiln/builder/sandbox"
 	"kiln/events"
@@ -89,31 +90,39 @@ func (f sandboxFlags) executor() (string, error) {
 	return "", errors.New("the Kaniko executor was not found; build it with `make build`, or name it with --sandbox-executor")
 }
 
-// service is a worker with everything that it stands on.
-type service struct {
-	worker   *worker.Worker
-	engine   *sandbox.Engine
-	registry *registry.Registry
+// engine is a builder.Engine that this process owns.
+type engine interface {
+	builder.Engine
+	io.Closer
 }
 
-// newService wires a worker. The topology must be provisioned.
-func newService(ctx context.Context, f buildFlags, stateDir string, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+// sandbox returns the engine of this machine.
+func (f buildFlags) sandbox(ctx context.Context, stateDir string) (engine, error) {
 	executor, err := f.Sandbox.executor()
 	if err != nil {
 		return nil, err
 	}
-	images, err := registry.New(f.registry())
-	if err != nil {
-		return nil, err
-	}
-	engine, err := sandbox.New(ctx, sandbox.Config{
+	return sandbox.New(ctx, sandbox.Config{
 		Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
 		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure,
 	})
+}
+
+// service is a worker with everything that it stands on.
+type service struct {
+	worker   *worker.Worker
+	engine   engine
+	registry *registry.Registry
+}
+
+// newService wires a worker, which owns the engine from here on. The topology must be
+// provisioned.
+func newService(ctx context.Context, f buildFlags, e engine, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+	images, err := registry.New(f.registry())
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, e.Close())
 	}
-	s := &service{engine: engine, registry: images}
+	s := &service{engine: e, registry: images}
 	if s.worker, err = s.newWorker(ctx, f, nc, t, reg, log); err != nil {
 		_ = s.close()
 		return nil, err
@@ -198,5 +207,7 @@ func workerError(err error) error {
 var (
 	_ worker.Publisher = (*natsbus.Bus)(nil)
 	_ worker.LogStore  = (*natsbus.LogStore)(nil)
-	_ io.Closer        = (*sandbox.Engine)(nil)
+	_ engine           = (*sandbox.Engine)(nil)
+	_ engine           = (*kube.Engine)(nil)
+	_ kube.Credentials = dockerLogins{}
 )

@@ -87,7 +87,11 @@ func (u *upCmd) serve(ctx context.Context, s streams, log zerolog.Logger, images
 		return err
 	}
 	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
-	service, err := newService(ctx, u.buildFlags, filepath.Join(u.DataDir, "sandbox"), nc, u.Stream.topology(""), monitor.registry, log)
+	engine, err := u.sandbox(ctx, filepath.Join(u.DataDir, "sandbox"))
+	if err != nil {
+		return err
+	}
+	service, err := newService(ctx, u.buildFlags, engine, nc, u.Stream.topology(""), monitor.registry, log)
 	if err != nil {
 		return err
 	}

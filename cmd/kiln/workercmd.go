@@ -18,17 +18,21 @@ import (
 type workerCmd struct {
 	NATS     natsFlags `embed:"" prefix:"nats-"`
 	HTTPAddr string    `name:"http-addr" default:"127.0.0.1:9464" help:"Address of /healthz, /readyz and /metrics, or off."`
+	Engine   string    `default:"sandbox" enum:"sandbox,kube" help:"What runs builds: sandbox, on this machine, or kube, as Kubernetes Jobs."`
+	Kube     kubeFlags `embed:"" prefix:"kube-"`
 	buildFlags
 }
 
 // Help is shown below the flags.
 func (workerCmd) Help() string {
-	return `Connects to servers that exist, takes requests and builds images in sandboxes on
-this machine until it is told to stop: SIGTERM lets running builds go on for the
-soft-stop time, a second signal hands them back at once.
+	return `Connects to servers that exist, takes requests and builds images, in sandboxes on
+this machine or as Kubernetes Jobs, until it is told to stop: SIGTERM lets running
+builds go on for the soft-stop time, a second signal hands them back at once. Jobs go on
+meanwhile, and the next worker joins them.
 
 Examples:
   kiln worker --nats-url nats://nats.example.com:4222 --registry-url registry.example.com/team
+  kiln worker --engine kube --kube-namespace builds --kube-image registry.example.com/kiln:v1
   KILN_WORKER_SLOTS=4 kiln worker --config /etc/kiln.yaml`
 }
 
@@ -46,8 +50,11 @@ func (w *workerCmd) Run(ctx context.Context, s streams, c *cli) error {
 	}
 	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
 	topology := topologyFlags{}.topology(w.NATS.Prefix)
-	stateDir := filepath.Join(defaultDataDir(), "worker")
-	service, err := newService(ctx, w.buildFlags, stateDir, nc, topology, monitor.registry, log)
+	engine, err := w.engine(ctx, log)
+	if err != nil {
+		return err
+	}
+	service, err := newService(ctx, w.buildFlags, engine, nc, topology, monitor.registry, log)
 	if err != nil {
 		return err
 	}
@@ -55,6 +62,15 @@ func (w *workerCmd) Run(ctx context.Context, s streams, c *cli) error {
 	monitor.ready.Store(true)
 	log.Info().Str("nats", redactURL(w.NATS.url())).Int("slots", w.Worker.Slots).Str("http", monitor.addr).Msg("worker is ready")
 	return untilSignal(ctx, service.worker, log)
+}
+
+func (w *workerCmd) engine(ctx context.Context, log zerolog.Logger) (engine, error) {
+	if w.Engine == "kube" {
+		// Limits of Pods are those of their resource class.
+		w.Sandbox = sandboxFlags{}
+		return w.Kube.engine(ctx, w.Registry, log)
+	}
+	return w.sandbox(ctx, filepath.Join(defaultDataDir(), "worker"))
 }
 
 // untilSignal runs the worker; the first signal is a soft stop, the second a hard one.
