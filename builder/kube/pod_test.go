@@ -184,8 +184,9 @@ func executorEnd(result builder.Result, err error) (code int32, reason, message 
 		return 7, "Error", "error building image: error building stage: failed to execute command: waiting for process to exit: exit status 7"
 	case builder.KindPushDenied:
 		return 1, "Error", "error checking push permissions: POST http://registry/v2/: unexpected status code 403 Forbidden"
+	default:
+		return 1, "Error", "error pushing image: POST http://registry/v2/: unexpected status code 500 Internal Server Error"
 	}
-	return 1, "Error", "error pushing image: POST http://registry/v2/: unexpected status code 500 Internal Server Error"
 }
 
 // executorVoice turns the lines of enginetest.Play into those of the executor.

@@ -46,18 +46,16 @@ type scriptedKubelet struct {
 
 	mu   sync.Mutex
 	ends map[types.UID]context.CancelFunc
-	// executors counts the executors that were started, by Job.
-	executors map[string]int
-	work      sync.WaitGroup
+	work sync.WaitGroup
 }
 
 // newScriptedKubelet adds a node of that name to the cluster until the test ends.
-func newScriptedKubelet(t *testing.T, c *kubetest.Cluster, name string) *scriptedKubelet {
+func newScriptedKubelet(t *testing.T, c *kubetest.Cluster, name string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	k := &scriptedKubelet{
 		cluster: c, client: kubetest.Client(t, c.REST), name: name, logs: &fakeLogs{files: map[string]*logFile{}}, ctx: ctx,
-		ends: map[types.UID]context.CancelFunc{}, executors: map[string]int{},
+		ends: map[types.UID]context.CancelFunc{},
 	}
 	t.Cleanup(func() {
 		stop()
@@ -71,7 +69,6 @@ func newScriptedKubelet(t *testing.T, c *kubetest.Cluster, name string) *scripte
 		node, err := k.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		return err == nil && len(node.Spec.Taints) == 1
 	})
-	return k
 }
 
 func (k *scriptedKubelet) register(t *testing.T, logs int32) {
@@ -261,10 +258,6 @@ func (p *scriptedPod) prepare(ctx context.Context) (builder.Plan, bool) {
 
 // execute plays the executor.
 func (p *scriptedPod) execute(ctx context.Context, plan builder.Plan) {
-	k := p.kubelet
-	k.mu.Lock()
-	k.executors[p.pod.Labels["batch.kubernetes.io/job-name"]]++
-	k.mu.Unlock()
 	p.status.Phase = corev1.PodRunning
 	log := p.start(containerKaniko)
 	result, err := enginetest.Play()(ctx, plan, executorVoice{log})
@@ -282,7 +275,7 @@ func (p *scriptedPod) execute(ctx context.Context, plan builder.Plan) {
 // serveLogs answers the API server as a kubelet does, and returns its port.
 func (k *scriptedKubelet) serveLogs(t *testing.T) int32 {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +302,7 @@ func (k *scriptedKubelet) serveLogs(t *testing.T) int32 {
 	if !ok {
 		t.Fatalf("listening at %s", listener.Addr())
 	}
-	return int32(address.Port) //nolint:gosec // a port
+	return int32(address.Port)
 }
 
 // flushing passes every line on at once.

@@ -40,7 +40,7 @@ func TestReasonsOfARealNode(t *testing.T) { //nolint:paralleltest // real builds
 	address := c.RealNode(t)
 	registry := enginetest.NewRegistryAt(t, address)
 	base := enginetest.PushBase(t, registry.Host+"/base")
-	for name, r := range map[string]reason{
+	for name, r := range map[string]reason{ //nolint:paralleltest // the same
 		"image that is nowhere": {
 			config: func(c *Config) {
 				c.ContextImage, c.PullPolicy = registry.Host+"/kiln:none", corev1.PullIfNotPresent

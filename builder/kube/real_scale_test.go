@@ -65,13 +65,14 @@ func TestTwoHundredJobsAtOnce(t *testing.T) { //nolint:paralleltest // it measur
 	}
 	took := time.Since(began).Round(100 * time.Millisecond)
 
-	counts, total, text := team.Calls.Counts(), 0, ""
+	counts, total := team.Calls.Counts(), 0
+	var text []string
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
-		text += fmt.Sprintf(", %d %s", counts[name], name)
+		text = append(text, fmt.Sprintf("%d %s", counts[name], name))
 		total += counts[name]
 	}
 	t.Logf("figures: %d Jobs at once: all ended after %s; %.1f calls per build (%s); at most %d MiB more heap",
-		builds, took, float64(total)/builds, text[2:], (most-before)>>20)
+		builds, took, float64(total)/builds, strings.Join(text, ", "), (most-before)>>20)
 	for _, informer := range []string{"watch jobs", "watch pods"} {
 		// One that the server has ended begins again; one per build would be 200.
 		if n := counts[informer]; n < 1 || n > 4 {
@@ -106,7 +107,7 @@ func startKwok(t *testing.T, c *kubetest.Cluster, name string, nodes int) {
 	}
 	var out bytes.Buffer
 	cert := filepath.Join(c.Dir, "pki", "kubelet-server")
-	cmd := exec.Command(filepath.Join(c.Dir, "bin", "kwok"), "--config="+config, "--kubeconfig="+filepath.Join(c.Dir, "admin.kubeconfig"),
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(c.Dir, "bin", "kwok"), "--config="+config, "--kubeconfig="+filepath.Join(c.Dir, "admin.kubeconfig"),
 		"--manage-nodes-with-label-selector="+simulated+"="+name, "--node-ip=127.0.0.1", "--node-port="+freePort(t), "--server-address=",
 		"--tls-cert-file="+cert+".crt", "--tls-private-key-file="+cert+".key")
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &out
@@ -143,7 +144,7 @@ func startKwok(t *testing.T, c *kubetest.Cluster, name string, nodes int) {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
