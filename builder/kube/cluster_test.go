@@ -45,11 +45,11 @@ type testCluster struct {
 	work sync.WaitGroup
 }
 
-func newTestCluster(t *testing.T, play script, objects ...runtime.Object) *testCluster {
+func newTestCluster(t *testing.T, play script) *testCluster {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	c := &testCluster{
-		client: fake.NewSimpleClientset(objects...), logs: &fakeLogs{files: map[string]*logFile{}}, play: play, ctx: ctx,
+		client: fake.NewSimpleClientset(), logs: &fakeLogs{files: map[string]*logFile{}}, play: play, ctx: ctx,
 		ends: map[types.UID]func(){},
 	}
 	c.client.PrependReactor("create", "jobs", c.createJob)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,7 @@ import (
 func TestBrokenLogStreamsLoseAndRepeatNothing(t *testing.T) {
 	t.Parallel()
 	for _, breakAfter := range []int{0, 130, 250, 1000} {
-		t.Run(fmt.Sprint(breakAfter), func(t *testing.T) {
+		t.Run(strconv.Itoa(breakAfter), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				var want strings.Builder

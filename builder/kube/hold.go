@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -29,6 +30,9 @@ const (
 	causeSettle
 )
 
+// reasonPodDeleted is Kiln's own word.
+const reasonPodDeleted = "PodDeleted"
+
 // hold is what holds a build up, with the cluster's own words for it.
 type hold struct {
 	cause           cause
@@ -47,7 +51,7 @@ func (v view) held() hold {
 	case v.pod == nil:
 		return hold{cause: causeNoPod}
 	case v.pod.DeletionTimestamp != nil:
-		return hold{cause: causeSettle, reason: "PodDeleted", message: "somebody is deleting its Pod"}
+		return hold{cause: causeSettle, reason: reasonPodDeleted, message: "somebody is deleting its Pod"}
 	}
 	if c := condition(v.pod, corev1.PodScheduled); v.pod.Spec.NodeName == "" && c != nil && c.Status == corev1.ConditionFalse {
 		return hold{cause: causeNode, reason: c.Reason, message: c.Message}
@@ -99,29 +103,25 @@ func (w Waits) allowed(c cause) time.Duration {
 
 // tooLong is the error of a build that was held up for longer than allowed.
 func (h hold) tooLong(v view, plan builder.Plan, waited time.Duration) error {
+	kind, op := builder.KindUnavailable, "starting the Pod"
 	switch h.cause {
 	case causeSettle:
-		if h.reason == "PodDeleted" {
-			return builder.Errorf(builder.KindUnavailable, "running the Pod", "%s", h.message)
+		if h.reason == reasonPodDeleted {
+			return builder.Errorf(kind, "running the Pod", "%s", h.message)
 		}
 		return jobEnded(v.failed())
 	case causeNode:
+		op = "waiting for a node"
 		// Where the function chose the nodes, it is the function that has to change.
-		kind := builder.KindUnavailable
 		if s := plan.Scheduling; len(s.NodeSelector) > 0 || len(s.Affinity) > 0 {
 			kind = builder.KindInvalidRequest
 		}
-		return builder.Errorf(kind, "waiting for a node", "%s (for %s)", reasoned(h.reason, h.message), waited)
-	}
-	op := "starting the Pod"
-	if h.cause == causeNoPod {
+	case causeNoPod:
 		op = "waiting for the Pod"
+	default:
 	}
-	text := reasoned(h.reason, h.message)
-	if text == "" {
-		text = "nothing happened"
-	}
-	return builder.Errorf(builder.KindUnavailable, op, "%s (for %s)", text, waited)
+	text := cmp.Or(reasoned(h.reason, h.message), "nothing happened")
+	return builder.Errorf(kind, op, "%s (for %s)", text, waited)
 }
 
 // refused is the error of a build whose Pod the cluster refuses to make.

@@ -113,7 +113,7 @@ func newJob(plan builder.Plan, cfg Config, secret, traceparent string) (*batchv1
 			// Attempts are counted in the ledger, not here.
 			BackoffLimit:            new(int32(0)),
 			ActiveDeadlineSeconds:   new(seconds(deadline)),
-			TTLSecondsAfterFinished: new(int32(min(seconds(cfg.TTL), math.MaxInt32))),
+			TTLSecondsAfterFinished: new(int32(min(seconds(cfg.TTL), math.MaxInt32))), //nolint:gosec // bounded
 			// A drained or preempted Pod is deleted, and its status with it: this keeps the
 			// reason in that of the Job.
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{{

@@ -133,8 +133,9 @@ func Failure(err error) []byte {
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
 	encoder.SetEscapeHTML(false)
-	// Three strings can be encoded.
-	_ = encoder.Encode(f)
+	if err := encoder.Encode(f); err != nil {
+		return nil
+	}
 	return out.Bytes()
 }
 

@@ -213,6 +213,7 @@ func (r *run) report(v view) {
 			r.told[key] = true
 			r.say("Waiting: %s", reasoned(h.reason, h.message))
 		}
+	default:
 	}
 }
 

@@ -87,7 +87,7 @@ func newSecret(plan builder.Plan, cfg Config, job *batchv1.Job, name string, doc
 	}
 	if size > corev1.MaxSecretSize {
 		return nil, invalid("the plan", fmt.Errorf(
-			"Dockerfile, context files, arguments and secrets take %d KiB, and a Kubernetes Secret holds %d: make commands and requirements shorter, or put them into the source",
+			"the Dockerfile, context files, arguments and secrets take %d KiB, and a Kubernetes Secret holds %d: make commands and requirements shorter, or put them into the source",
 			(size+1023)>>10, corev1.MaxSecretSize>>10))
 	}
 	return &corev1.Secret{

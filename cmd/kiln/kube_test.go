@@ -77,8 +77,14 @@ registry: {insecure: [intern:5000]}
 	}
 	want := []any{
 		"builds", "registry.example.com/kiln:v1", "ghcr.io/osscontainertools/kaniko:v1.27.5",
-		map[string]string{"pool": "builds", "kubernetes.io/arch": "arm64"}, "builds", "32Gi", map[string]string{"vision": "big"},
-		[]string{"nvidia.com/gpu"}, true, 90 * time.Second, []string{"a", "b"}, []string{"intern:5000"}, 15 * time.Minute,
+		map[string]string{"pool": "builds", "kubernetes.io/arch": "arm64"},
+		"builds", "32Gi",
+		map[string]string{"vision": "big"},
+		[]string{"nvidia.com/gpu"},
+		true, 90 * time.Second,
+		[]string{"a", "b"},
+		[]string{"intern:5000"},
+		15 * time.Minute,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
