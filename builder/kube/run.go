@@ -61,9 +61,6 @@ func (r *run) say(format string, args ...any) {
 	}
 }
 
-// registries returns the hosts that the plan pulls from and pushes to.
-func registries(plan builder.Plan) []string { return kaniko.Registries(plan) }
-
 // do runs the plan to its digest or error.
 func (r *run) do(ctx context.Context) (string, error) {
 	if err := r.start(ctx); err != nil {
@@ -90,7 +87,7 @@ func (r *run) do(ctx context.Context) (string, error) {
 // leave ends a canceled run.
 func (r *run) leave(ctx context.Context) error {
 	if !leaves(ctx) && (r.job != nil || r.created) {
-		r.say("Canceled: deleting the Job")
+		r.say("Stopping: deleting the Job")
 		r.remove(ctx)
 	}
 	return canceled(ctx)

@@ -12,6 +12,7 @@ import (
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 
 	"kiln/builder"
+	"kiln/builder/kaniko"
 )
 
 // start finds or makes the Job of the plan, and its Secret.
@@ -103,7 +104,7 @@ func (r *run) createSecret(ctx context.Context) error {
 	docker := []byte(`{"auths":{}}`)
 	var err error
 	if cfg.Credentials != nil {
-		docker, err = cfg.Credentials.DockerConfig(ctx, r.plan.RegistrySecret, registries(r.plan))
+		docker, err = cfg.Credentials.DockerConfig(ctx, r.plan.RegistrySecret, kaniko.Registries(r.plan))
 		if err != nil {
 			return r.without(ctx, err)
 		}
