@@ -124,7 +124,7 @@ func TestReasonsOfARealAPIServer(t *testing.T) {
 		},
 		"service account that is not allowed": {
 			plan: func(p *builder.Plan) { p.Scheduling.ServiceAccount = "admin" },
-			kind: builder.KindInvalidRequest, says: "service account",
+			kind: builder.KindInvalidRequest, says: `builds may not use "admin"`,
 		},
 		"service account that does not exist": {
 			config: func(c *Config) { c.ServiceAccounts = []string{"nobody"} },

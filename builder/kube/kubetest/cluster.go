@@ -40,6 +40,11 @@ func Real(tb testing.TB) *Cluster {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	// Files would be watched, and nobody can end that.
+	if err := rest.LoadTLSFiles(cfg); err != nil {
+		tb.Fatal(err)
+	}
+	cfg.CAFile, cfg.CertFile, cfg.KeyFile = "", "", ""
 	cfg.QPS, cfg.Burst = 500, 1000
 	return &Cluster{Dir: dir, Admin: Client(tb, cfg), REST: cfg}
 }
@@ -144,7 +149,7 @@ func (t *Team) writeKubeconfig(tb testing.TB) {
 	const name = "worker"
 	t.Kubeconfig = filepath.Join(tb.TempDir(), "kubeconfig")
 	cfg := clientcmdapi.NewConfig()
-	cfg.Clusters[name] = &clientcmdapi.Cluster{Server: t.Worker.Host, CertificateAuthority: t.Worker.CAFile}
+	cfg.Clusters[name] = &clientcmdapi.Cluster{Server: t.Worker.Host, CertificateAuthorityData: t.Worker.CAData}
 	cfg.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: t.Worker.BearerToken}
 	cfg.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name, Namespace: t.Namespace}
 	cfg.CurrentContext = name
