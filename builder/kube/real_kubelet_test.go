@@ -37,8 +37,7 @@ const simulated = "kiln.dev/simulated"
 // scriptedKubelet is a node of a real cluster. It runs nothing: its Pods do what their
 // Secret asks for as enginetest.Play does, and say so in status and log.
 type scriptedKubelet struct {
-	cluster *kubetest.Cluster
-	// client has connections of its own: hundreds of Pods share it.
+	// client has the rights of an administrator.
 	client *kubernetes.Clientset
 	name   string
 	logs   *fakeLogs
@@ -54,7 +53,7 @@ func newScriptedKubelet(t *testing.T, c *kubetest.Cluster, name string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	k := &scriptedKubelet{
-		cluster: c, client: kubetest.Client(t, c.REST), name: name, logs: &fakeLogs{files: map[string]*logFile{}}, ctx: ctx,
+		client: c.Admin, name: name, logs: &fakeLogs{files: map[string]*logFile{}}, ctx: ctx,
 		ends: map[types.UID]context.CancelFunc{},
 	}
 	t.Cleanup(func() {
@@ -62,7 +61,7 @@ func newScriptedKubelet(t *testing.T, c *kubetest.Cluster, name string) {
 		k.work.Wait()
 		_ = k.client.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{})
 	})
-	k.register(t, k.serveLogs(t))
+	k.register(t, serveLogs(t, c, k.logs))
 	k.work.Go(k.beat)
 	k.watch(t)
 	kubetest.Eventually(t, "the scheduler to accept the node", func() bool {
@@ -272,8 +271,9 @@ func (p *scriptedPod) execute(ctx context.Context, plan builder.Plan) {
 	p.end(containerKaniko, code, reason, message)
 }
 
-// serveLogs answers the API server as a kubelet does, and returns its port.
-func (k *scriptedKubelet) serveLogs(t *testing.T) int32 {
+// serveLogs answers the API server as a kubelet does until the test ends, and returns
+// its port.
+func serveLogs(t *testing.T, c *kubetest.Cluster, logs logStreams) int32 {
 	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -282,7 +282,7 @@ func (k *scriptedKubelet) serveLogs(t *testing.T) int32 {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", func(w http.ResponseWriter, r *http.Request) {
 		since, _ := time.Parse(time.RFC3339, r.URL.Query().Get("sinceTime"))
-		stream, err := k.logs.Stream(r.Context(), r.PathValue("pod"), r.PathValue("container"), since)
+		stream, err := logs.Stream(r.Context(), r.PathValue("pod"), r.PathValue("container"), since)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
@@ -291,13 +291,17 @@ func (k *scriptedKubelet) serveLogs(t *testing.T) int32 {
 		_, _ = io.Copy(flushing{w, http.NewResponseController(w)}, stream)
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	k.work.Go(func() {
-		cert := filepath.Join(k.cluster.Dir, "pki", "kubelet-server")
-		if err := server.ServeTLS(listener, cert+".crt", cert+".key"); !errors.Is(err, http.ErrServerClosed) {
+	done := make(chan error, 1)
+	go func() {
+		cert := filepath.Join(c.Dir, "pki", "kubelet-server")
+		done <- server.ServeTLS(listener, cert+".crt", cert+".key")
+	}()
+	t.Cleanup(func() {
+		_ = server.Close()
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
 			t.Errorf("serving logs: %v", err)
 		}
 	})
-	context.AfterFunc(k.ctx, func() { _ = server.Close() })
 	address, ok := listener.Addr().(*net.TCPAddr)
 	if !ok {
 		t.Fatalf("listening at %s", listener.Addr())
