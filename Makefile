@@ -69,6 +69,20 @@ demo: deps build ## Turn a message into an image on this machine, and run the im
 clean: ## Remove everything that was built, downloaded or cached here
 	@rm -rf $(BIN) dist $(CACHE)
 
+# ---------------------------------------------------------------- kubernetes
+
+.PHONY: kube-build
+kube-build: ## Build Kubernetes from its Go modules (about 20 minutes, once)
+	@deploy/kubernetes/build.sh
+
+.PHONY: kube-up
+kube-up: ## Start a Kubernetes cluster on this machine, with a node where it can
+	@deploy/kubernetes/up.sh
+
+.PHONY: kube-down
+kube-down: ## End that cluster and remove all that it made
+	@deploy/kubernetes/down.sh
+
 # ---------------------------------------------------------------- checking
 
 .PHONY: test
@@ -80,6 +94,10 @@ test: $(BIN)/kaniko-executor ## Run all unit tests, and the sandbox tests if thi
 .PHONY: e2e
 e2e: $(BIN)/kaniko-executor ## Run the process and container tests (root and runc; Docker)
 	@.ci/e2e $(TESTFLAGS)
+
+.PHONY: e2e-kube
+e2e-kube: build ## Run the tests on a real Kubernetes cluster, which it starts
+	@.ci/e2e-kube $(TESTFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (30s)
@@ -128,11 +146,12 @@ ci: ## Lint, test and e2e, with the duration of each step
 	@mkdir -p $(CACHE)
 	: > $(DURATIONS)
 	$(MAKE) deps || echo "going on: tests that need it are skipped, and say so"
-	for step in lint test e2e; do
+	export KILN_KUBE_BUILD=$${KILN_KUBE_BUILD:-0}
+	for step in lint test e2e e2e-kube; do
 		echo "--- $$step"
 		began=$$SECONDS
 		if $(MAKE) $$step; then result=ok; else result=FAILED; fi
-		printf '%-6s %-6s %4d s\n' "$$step" "$$result" $$((SECONDS - began)) >> $(DURATIONS)
+		printf '%-8s %-6s %4d s\n' "$$step" "$$result" $$((SECONDS - began)) >> $(DURATIONS)
 	done
 	echo "--- durations"
 	cat $(DURATIONS)

@@ -1,5 +1,5 @@
 # Reads `go test -json` and prints what `go test` prints: a line per package and the
-# whole output of what failed. Then the skipped tests with their reasons, the failed
+# whole output of what failed, and figures that tests log. Then the skipped tests with their reasons, the failed
 # tests, and "N passed, N failed, N skipped".
 
 function value(key,    at, rest) {
@@ -32,6 +32,9 @@ action == "output" && test == "" {
 	printf "%s", text; fflush()
 	next
 }
+
+# Measured values, for whoever reads the run.
+action == "output" && match(value("Output"), /figures: .*/) { printf "%s: %s\n", test, substr(value("Output"), RSTART + 9); fflush() }
 
 action == "output" { output[key] = output[key] value("Output"); next }
 

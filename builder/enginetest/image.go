@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -29,7 +30,7 @@ import (
 	"kiln/builder"
 )
 
-// Registry is an image registry in this process, on a loopback port.
+// Registry is an image registry in this process, on a port of its own.
 type Registry struct {
 	// Host is its host:port.
 	Host string
@@ -40,14 +41,26 @@ type Registry struct {
 // NewRegistry starts a registry that ends with the test.
 func NewRegistry(tb testing.TB) *Registry {
 	tb.Helper()
+	return NewRegistryAt(tb, "127.0.0.1")
+}
+
+// NewRegistryAt is NewRegistry at another address of this machine.
+func NewRegistryAt(tb testing.TB, ip string) *Registry {
+	tb.Helper()
 	r := &Registry{}
 	store := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if fault := r.faults.Load(); fault != nil && (*fault)(w, req) {
 			return
 		}
 		store.ServeHTTP(w, req)
 	}))
+	_ = srv.Listener.Close()
+	var err error
+	if srv.Listener, err = new(net.ListenConfig).Listen(tb.Context(), "tcp", net.JoinHostPort(ip, "0")); err != nil {
+		tb.Fatal(err)
+	}
+	srv.Start()
 	tb.Cleanup(srv.Close)
 	r.Host = strings.TrimPrefix(srv.URL, "http://")
 	return r

@@ -162,22 +162,31 @@ func build(ctx context.Context, p *fakePod) {
 	if ctx.Err() != nil {
 		return
 	}
-	if err == nil {
-		p.exit(containerKaniko, 0, "Completed", result.Digest)
+	code, reason, message := executorEnd(result, err)
+	if code == 0 {
+		p.exit(containerKaniko, code, reason, message)
 		p.jobEnds(batchv1.JobComplete, "", "")
 		return
 	}
-	code, word := int32(1), "error pushing image: POST http://registry/v2/: unexpected status code 500 Internal Server Error"
+	p.log(containerKaniko, message+"\n")
+	p.exit(containerKaniko, code, reason, message)
+	p.jobEnds(batchv1.JobFailed, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+}
+
+// executorEnd is how the executor's container ends after what enginetest.Play returned;
+// the message of a failure is the last line of the log too.
+func executorEnd(result builder.Result, err error) (code int32, reason, message string) {
+	if err == nil {
+		return 0, "Completed", result.Digest
+	}
 	switch builder.KindOf(err) {
 	case builder.KindCommandFailed:
-		code, word = 7, "error building image: error building stage: failed to execute command: waiting for process to exit: exit status 7"
+		return 7, "Error", "error building image: error building stage: failed to execute command: waiting for process to exit: exit status 7"
 	case builder.KindPushDenied:
-		word = "error checking push permissions: POST http://registry/v2/: unexpected status code 403 Forbidden"
+		return 1, "Error", "error checking push permissions: POST http://registry/v2/: unexpected status code 403 Forbidden"
 	default:
+		return 1, "Error", "error pushing image: POST http://registry/v2/: unexpected status code 500 Internal Server Error"
 	}
-	p.log(containerKaniko, word+"\n")
-	p.exit(containerKaniko, code, "Error", word)
-	p.jobEnds(batchv1.JobFailed, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 }
 
 // executorVoice turns the lines of enginetest.Play into those of the executor.

@@ -94,6 +94,10 @@ var layers = map[string]layer{
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},
 		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
 	},
+	"kiln/builder/kube/kubetest": {
+		imports: []string{"k8s.io", "sigs.k8s.io/yaml", "github.com/google/go-containerregistry"},
+		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
+	},
 	"kiln/worker": {
 		imports: []string{
 			"kiln/builder", "kiln/builder/function", "kiln/builder/nuclio", "kiln/events", "github.com/cenkalti/backoff/v6",

@@ -1,0 +1,252 @@
+//go:build kube
+
+package kube
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/rest"
+
+	"kiln/builder"
+	"kiln/builder/enginetest"
+	"kiln/builder/kube/kubetest"
+)
+
+// everyCall runs builds that need everything the Role grants, and returns what did not
+// go as it should.
+func everyCall(t *testing.T, c *team, node string) error {
+	t.Helper()
+	cfg := c.config(node)
+	cfg.RetryFor, cfg.Grace = time.Second, 2*time.Second
+	// Without a list there is no engine, however long one waits.
+	starting, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	defer stop()
+	e, err := New(starting, c.worker, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = e.Close() }()
+	registry := enginetest.NewRegistry(t)
+	plan := func(instruction string) builder.Plan {
+		plan := enginetest.NewPlan(builder.Image{}, registry.Host+"/team/image", t.Name()+instruction, instruction)
+		plan.Limits.Timeout = 20 * time.Second
+		return plan
+	}
+	// A build that is left and joined, with its log, and collected.
+	left := plan("RUN echo line 1; sleep 600")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	time.AfterFunc(2*time.Second, func() { cancel(builder.ErrShutdown) })
+	var logs bytes.Buffer
+	if _, err := e.Run(ctx, left, &logs); builder.KindOf(err) != builder.KindInterrupted {
+		return errors.Join(errors.New("a build was not left"), err)
+	}
+	if !strings.Contains(logs.String(), "waiting\n") {
+		return errors.New("a build has no log")
+	}
+	short, end := context.WithTimeout(t.Context(), time.Second)
+	defer end()
+	logs.Reset()
+	if _, err := e.Run(short, left, &logs); !strings.Contains(logs.String(), "Joined") || builder.KindOf(err) != builder.KindTimeout {
+		return errors.Join(errors.New("a build was not joined"), err)
+	}
+	if _, err := e.Run(t.Context(), plan("RUN true"), &logs); err != nil {
+		return err
+	}
+	if left := c.leftWithin(cfg, 5*time.Second); len(left) > 0 {
+		return errors.New("left behind: " + strings.Join(left, ", "))
+	}
+	// What cannot be watched is listed again and again.
+	for _, list := range []string{"list jobs", "list pods"} {
+		if n := c.Calls.Counts()[list]; n > 1 {
+			return fmt.Errorf("%d calls of %s, want one at most", n, list)
+		}
+	}
+	// One that the cluster refuses to make a Pod for.
+	refusePods(t, c)
+	if _, err := e.Run(t.Context(), plan("RUN refused"), &logs); err == nil || !strings.Contains(err.Error(), "exceeded quota") {
+		return errors.Join(errors.New("the reason is not named"), err)
+	}
+	return nil
+}
+
+// onOlderServer makes the server refuse to list by way of a watch, as those before
+// Kubernetes 1.34 do: clients then make plain lists.
+func (c *team) onOlderServer(t *testing.T) *team {
+	t.Helper()
+	cfg := rest.CopyConfig(c.Worker)
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return olderServer{next} })
+	worker, err := Connect(ClientConfig{REST: cfg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubetest.Close(t, worker)
+	c.worker = worker
+	return c
+}
+
+type olderServer struct{ next http.RoundTripper }
+
+// WrappedRoundTripper lets connections be closed.
+func (o olderServer) WrappedRoundTripper() http.RoundTripper { return o.next }
+
+// RoundTrip implements http.RoundTripper.
+func (o olderServer) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !r.URL.Query().Has("sendInitialEvents") {
+		return o.next.RoundTrip(r)
+	}
+	status, err := json.Marshal(apierrors.NewInvalid(schema.GroupKind{Group: "meta.k8s.io", Kind: "ListOptions"}, "", field.ErrorList{
+		field.Forbidden(field.NewPath("sendInitialEvents"), "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"),
+	}).Status())
+	return &http.Response{
+		StatusCode: http.StatusUnprocessableEntity, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: io.NopCloser(bytes.NewReader(status)), Request: r,
+	}, err
+}
+
+func TestRoleIsEnoughAndNothingOfItIsToSpare(t *testing.T) {
+	t.Parallel()
+	c := kubetest.Real(t)
+	newScriptedKubelet(t, c, "roles")
+	whole := newTeam(t, c, nil)
+	if err := everyCall(t, whole, "roles"); err != nil {
+		t.Fatalf("with the whole Role: %v", err)
+	}
+	older := newTeam(t, c, nil).onOlderServer(t)
+	if err := everyCall(t, older, "roles"); err != nil {
+		t.Fatalf("with the whole Role on an older server: %v", err)
+	}
+	made := slices.Compact(slices.Sorted(slices.Values(append(whole.Calls.Names(), older.Calls.Names()...))))
+	var granted []string
+	for _, rule := range kubetest.Role(t).Rules {
+		for _, verb := range rule.Verbs {
+			granted = append(granted, verb+" "+rule.Resources[0])
+		}
+	}
+	slices.Sort(granted)
+	if diff := cmp.Diff(granted, made); diff != "" {
+		t.Errorf("calls (-granted +made):\n%s", diff)
+	}
+	for _, call := range granted {
+		t.Run("without "+call, func(t *testing.T) {
+			t.Parallel()
+			verb, what, _ := strings.Cut(call, " ")
+			role := kubetest.Role(t)
+			for i, rule := range role.Rules {
+				if rule.Resources[0] == what {
+					role.Rules[i].Verbs = slices.DeleteFunc(rule.Verbs, func(v string) bool { return v == verb })
+				}
+			}
+			role.Rules = slices.DeleteFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return len(r.Verbs) == 0 })
+			less := newTeam(t, c, role)
+			if verb == "list" {
+				less.onOlderServer(t)
+			}
+			if err := everyCall(t, less, "roles"); err == nil {
+				t.Errorf("everything works without %s", call)
+			} else {
+				t.Log(err)
+			}
+		})
+	}
+}
+
+func TestWorkerIsDeniedWhatItDoesNotNeed(t *testing.T) {
+	t.Parallel()
+	c := kubetest.Real(t)
+	team := newTeam(t, c, nil)
+	can := func(call, namespace string) bool {
+		verb, what, _ := strings.Cut(call, " ")
+		what, group, _ := strings.Cut(what, ".")
+		what, sub, _ := strings.Cut(what, "/")
+		review, err := team.worker.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(), &authorizationv1.SelfSubjectAccessReview{
+			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Namespace: namespace, Verb: verb, Group: group, Resource: what, Subresource: sub,
+			}},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return review.Status.Allowed
+	}
+	for _, call := range []string{"create jobs.batch", "watch pods", "get pods/log", "create secrets"} {
+		if !can(call, team.Namespace) {
+			t.Errorf("%s is denied in its own namespace", call)
+		}
+		if can(call, "default") || can(call, "") {
+			t.Errorf("%s is allowed in other namespaces", call)
+		}
+	}
+	for _, call := range []string{
+		"get secrets", "list secrets", "watch secrets", "update secrets", "delete secrets", "deletecollection secrets",
+		"create pods", "update pods", "patch pods", "delete pods", "create pods/exec", "create pods/attach", "create pods/portforward",
+		"create pods/eviction", "patch pods/ephemeralcontainers", "update jobs.batch", "patch jobs.batch", "patch jobs.batch/status",
+		"deletecollection jobs.batch", "create cronjobs.batch", "create deployments.apps", "get configmaps", "create configmaps", "create events",
+		"get serviceaccounts", "create serviceaccounts/token", "create roles.rbac.authorization.k8s.io",
+		"create rolebindings.rbac.authorization.k8s.io", "get resourcequotas", "list nodes", "get nodes/proxy", "list namespaces",
+		"impersonate serviceaccounts",
+	} {
+		if can(call, team.Namespace) {
+			t.Errorf("%s is allowed", call)
+		}
+	}
+}
+
+// warnings remembers what an API server warns of.
+type warnings struct{ said []string }
+
+// HandleWarningHeader implements rest.WarningHandler.
+func (w *warnings) HandleWarningHeader(_ int, _, text string) { w.said = append(w.said, text) }
+
+func TestJobsPassTheServersStrictValidation(t *testing.T) {
+	t.Parallel()
+	c := kubetest.Real(t)
+	team := newTeam(t, c, nil)
+	heard := &warnings{}
+	c.REST.WarningHandler = heard
+	client := kubetest.Client(t, c.REST)
+	for name, cfg := range map[string]Config{"plain": testConfig(), "everything": everyOption()} {
+		cfg.Namespace = team.Namespace
+		plan := testPlan()
+		if name == "everything" {
+			plan = everything()
+		}
+		job, err := newJob(plan, cfg, "secret", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict}
+		made, err := client.BatchV1().Jobs(team.Namespace).Create(t.Context(), job, opts)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		secret, err := newSecret(plan, cfg, &batchv1.Job{ObjectMeta: made.ObjectMeta}, "secret", []byte("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.CoreV1().Secrets(team.Namespace).Create(t.Context(), secret, opts); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(heard.said) > 0 {
+		t.Errorf("the server warns: %q", heard.said)
+	}
+}
