@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"kiln/builder"
+	"kiln/builder/kaniko"
 )
 
 // Finding is one thing that Check looked at.
@@ -117,7 +119,11 @@ func (c checker) job(ctx context.Context) Finding {
 		BuildID: id, Destination: "registry.invalid/kiln:" + id, Dockerfile: "FROM scratch\n", Platform: "linux/amd64",
 		Project: "default", Function: "doctor", Tag: "latest", Executor: builder.DefaultExecutor(),
 	}
-	job, err := newJob(plan, c.cfg, jobName(plan, c.cfg), "")
+	var job *batchv1.Job
+	to, err := newReach(kaniko.Options{})
+	if err == nil {
+		job, err = newJob(plan, c.cfg, to, jobName(plan, c.cfg), "")
+	}
 	if err == nil {
 		_, err = c.client.BatchV1().Jobs(c.cfg.Namespace).Create(ctx, job, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	}

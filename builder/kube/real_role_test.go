@@ -224,11 +224,11 @@ func TestJobsPassTheServersStrictValidation(t *testing.T) {
 	client := kubetest.Client(t, c.REST)
 	for name, cfg := range map[string]Config{"plain": testConfig(), "everything": everyOption()} {
 		cfg.Namespace = team.Namespace
-		plan := testPlan()
+		plan, to := testPlan(), plainReach(t)
 		if name == "everything" {
-			plan = everything()
+			plan, to = everything(), everyReach(t)
 		}
-		job, err := newJob(plan, cfg, "secret", "")
+		job, err := newJob(plan, cfg, to, "secret", "")
 		if err != nil {
 			t.Fatal(err)
 		}
