@@ -54,7 +54,9 @@ func newTree(ctx context.Context, root *os.Root, limits Limits) *tree {
 }
 
 // newCheck returns a tree that writes nothing, with the default limits.
-func newCheck() *tree { return &tree{limits: Limits{}.withDefaults(), ratioFrom: ratioFrom, nodes: map[string]node{}} }
+func newCheck() *tree {
+	return &tree{limits: Limits{}.withDefaults(), ratioFrom: ratioFrom, nodes: map[string]node{}}
+}
 
 // canceled returns why the operation was canceled, nil if it was not.
 func (t *tree) canceled() error {
