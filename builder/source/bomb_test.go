@@ -23,7 +23,7 @@ func bombs(tb testing.TB) map[string]struct {
 	says string
 } {
 	tb.Helper()
-	const chunk = 64 << 20
+	const chunk = 1 << 20
 	member := func(write func(io.Writer)) []byte {
 		var b bytes.Buffer
 		z, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed)
@@ -46,10 +46,10 @@ func bombs(tb testing.TB) map[string]struct {
 		raw  []byte
 		says string
 	}{
-		"announced.tar.gz": {slices.Concat(header, bytes.Repeat(block, 160)), "8192 MiB"},
+		"announced.tar.gz": {slices.Concat(header, bytes.Repeat(block, 10240)), "8192 MiB"},
 		"zeros.zip":        {zipBomb(tb), "200 times"},
-		"entries.tar.gz":   {bytes.Repeat(thousand, 1000), "limit of 250000"},
-		"entries.zip":      {zipOfMillion(), "limit of 250000"},
+		"entries.tar.gz":   {bytes.Repeat(thousand, 1000), "limit of 20000"},
+		"entries.zip":      {zipOfMillion(), "limit of 20000"},
 	}
 }
 
@@ -58,14 +58,14 @@ func zipBomb(tb testing.TB) []byte {
 	tb.Helper()
 	var deflated, out bytes.Buffer
 	z, _ := flate.NewWriter(&deflated, flate.BestSpeed)
-	_, _ = io.CopyN(z, zeros{}, 16<<20)
+	_, _ = io.CopyN(z, zeros{}, 4<<20)
 	_ = z.Flush()
 	archive := zip.NewWriter(&out)
 	w, err := archive.CreateRaw(&zip.FileHeader{
-		Name: "zeros", Method: zip.Deflate, CompressedSize64: uint64(deflated.Len() * 640), UncompressedSize64: 7 << 30,
+		Name: "zeros", Method: zip.Deflate, CompressedSize64: uint64(deflated.Len() * 2560), UncompressedSize64: 7 << 30,
 	})
 	if err == nil {
-		_, err = w.Write(bytes.Repeat(deflated.Bytes(), 640))
+		_, err = w.Write(bytes.Repeat(deflated.Bytes(), 2560))
 	}
 	if err = errors.Join(err, archive.Close()); err != nil {
 		tb.Fatal(err)
@@ -106,7 +106,7 @@ func TestBombsAreRefusedAndLeaveNothingBehind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := serve(t, map[string][]byte{"/" + name: bomb.raw})
-			s, dir := newSources(t, nil), newFolder(t)
+			s, dir := newSources(t, func(c *Config) { c.Limits.Entries = 20_000 }), newFolder(t)
 			pinned, err := s.Pin(t.Context(), server.URL+"/"+name, nil)
 			if err != nil {
 				t.Fatal(err)

@@ -30,8 +30,10 @@ type tree struct {
 	ctx    context.Context //nolint:containedctx // one tree is one operation; nil: it is never canceled
 	root   *os.Root
 	limits Limits
-	// packed is how much of the archive was read until now; nil: there is none.
-	packed func() int64
+	// packed is how much of the archive was read until now; nil: there is none. The
+	// ratio is not looked at below the size ratioFrom.
+	packed    func() int64
+	ratioFrom int64
 	// fixed, when set, is the time of all files.
 	fixed time.Time
 
@@ -48,11 +50,13 @@ type node struct {
 }
 
 func newTree(ctx context.Context, root *os.Root, limits Limits) *tree {
-	return &tree{ctx: ctx, root: root, limits: limits, nodes: map[string]node{}}
+	return &tree{ctx: ctx, root: root, limits: limits, ratioFrom: ratioFrom, nodes: map[string]node{}}
 }
 
 // newCheck returns a tree that writes nothing, with the default limits.
-func newCheck() *tree { return &tree{limits: Limits{}.withDefaults(), nodes: map[string]node{}} }
+func newCheck() *tree {
+	return &tree{limits: Limits{}.withDefaults(), ratioFrom: ratioFrom, nodes: map[string]node{}}
+}
 
 // canceled returns why the operation was canceled, nil if it was not.
 func (t *tree) canceled() error {
@@ -229,7 +233,7 @@ func (c counted) Read(p []byte) (int, error) {
 // checkRatio refuses what is much larger than its archive, with a number of bytes that
 // is still to be written.
 func (t *tree) checkRatio(more int64) error {
-	if size := t.written + more; t.packed != nil && size > ratioFrom && size/t.limits.Ratio > t.packed() {
+	if size := t.written + more; t.packed != nil && size > t.ratioFrom && size/t.limits.Ratio > t.packed() {
 		return invalid("the source is more than %d times as large as its archive, which is the limit", t.limits.Ratio)
 	}
 	return nil

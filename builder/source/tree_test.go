@@ -274,8 +274,8 @@ func TestModesAndTimesAreTame(t *testing.T) {
 func TestRatioCountsFromASizeOn(t *testing.T) {
 	t.Parallel()
 	tr := newTree(t.Context(), nil, Limits{Ratio: 10}.withDefaults())
-	tr.packed = func() int64 { return 1 << 20 }
-	if err := tr.file("small", 0o644, time.Time{}, -1, io.LimitReader(zeros{}, ratioFrom)); err != nil {
+	tr.packed, tr.ratioFrom = func() int64 { return 1 << 20 }, 11<<20
+	if err := tr.file("small", 0o644, time.Time{}, -1, io.LimitReader(zeros{}, 11<<20)); err != nil {
 		t.Errorf("up to the size: %v", err)
 	}
 	err := tr.file("large", 0o644, time.Time{}, -1, io.LimitReader(zeros{}, 1<<20))

@@ -150,7 +150,7 @@ func TestArchivesOfEveryKindAreUnpackedAlike(t *testing.T) {
 
 func TestHostileArchivesAreRefused(t *testing.T) {
 	t.Parallel()
-	limits := Limits{Unpacked: 80 << 20, Entries: 1000}.withDefaults()
+	limits := Limits{Unpacked: 4 << 20, Entries: 1000}.withDefaults()
 	for name, tc := range map[string]struct {
 		entries []entry
 		says    string
@@ -162,8 +162,8 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		"through a link":  {[]entry{{name: "a", kind: tar.TypeSymlink, link: ".."}, file("a/sentinel", "x")}, "something else"},
 		"device":          {[]entry{{name: "sda", kind: tar.TypeBlock}}, "sda"},
 		"pipe":            {[]entry{{name: "p", kind: tar.TypeFifo}}, `"p"`},
-		"large":           {[]entry{{name: "zeros", size: 81 << 20}}, "80 MiB"},
-		"bomb":            {[]entry{{name: "zeros", size: 75 << 20}}, "200 times"},
+		"large":           {[]entry{{name: "zeros", size: 5 << 20}}, "4 MiB"},
+		"bomb":            {[]entry{{name: "zeros", size: 3 << 20}}, "200 times"},
 		"entries":         {slices.Repeat([]entry{file("a", "x")}, 1001), "limit of 1000"},
 		"64 kB name":      {[]entry{file(strings.Repeat("n/", 30<<10)+"n", "x")}, "longer"},
 		"not UTF-8":       {[]entry{file("a\xff\xfe", "x")}, "UTF-8"},
@@ -182,7 +182,9 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 			t.Run(name+" in "+archive, func(t *testing.T) {
 				t.Parallel()
 				dir := newFolder(t)
-				err := unpack(archiveFile(t, archive, tc.entries), newTree(t.Context(), dir.Root, limits))
+				tr := newTree(t.Context(), dir.Root, limits)
+				tr.ratioFrom = 1 << 20
+				err := unpack(archiveFile(t, archive, tc.entries), tr)
 				if builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(fmt.Sprint(err), tc.says) {
 					t.Errorf("got %v, want an invalid_request that says %q", err, tc.says)
 				}
