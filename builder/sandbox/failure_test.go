@@ -99,7 +99,7 @@ func TestFailuresSayWhoseFaultTheyAre(t *testing.T) {
 			if _, ok := errors.AsType[*builder.Error](err); !ok || builder.KindOf(err) != tc.kind || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("got %s: %v\nwant %s with %q\n%s", builder.KindOf(err), err, tc.kind, tc.says, logs.String())
 			}
-			if took := time.Since(began); took > 15*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("took %s", took)
 			}
 			if left := leftovers(t, e); len(left) > 0 {

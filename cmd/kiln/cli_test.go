@@ -260,11 +260,11 @@ func TestProvisionWritesItsDefinitionsWithoutAServer(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "nats")
 	out, errs, code := execute(t, "", "provision", "--write", dir, "--nats-prefix", "acme", "--nats-url", "nats://127.0.0.1:1")
-	if code != exitOK || strings.Count(out, "wrote") != 5 {
+	if code != exitOK || strings.Count(out, "wrote") != 6 {
 		t.Fatalf("exit code %d: %s%s", code, out, errs)
 	}
 	for name, text := range map[string]string{
-		"ACME_BUILD.json": `"acme.build.*"`, "ACME_BUILD_LOG.json": "acme.build.log.*", "KV_ACME_KILN_LEDGER.json": "$KV.ACME_KILN_LEDGER.>",
+		"ACME_BUILD.json": `"acme.build.*"`, "ACME_BUILD_LOG.json": "acme.build.log.*", "KV_ACME_KILN_LEDGER.json": "$KV.ACME_KILN_LEDGER.>", "OBJ_ACME_KILN_CONTEXT.json": "$O.ACME_KILN_CONTEXT.C.>",
 		"build-workers.json": `"acme.build.requested"`, "roles.conf": `"$JS.API.CONSUMER.MSG.NEXT.ACME_BUILD.build-workers"`,
 	} {
 		raw, err := os.ReadFile(filepath.Join(dir, name))

@@ -178,7 +178,7 @@ func (t Topology) ledgerConfig() jetstream.StreamConfig {
 // uploaded a moment ago. Its size is the operator's: an upload that does not fit fails.
 func (t Topology) contextConfig() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: "OBJ_" + t.contexts(), Description: "Kiln: uploaded build contexts, by digest",
+		Name: objectStream(t.contexts()), Description: "Kiln: uploaded build contexts, by digest",
 		Subjects: []string{"$O." + t.contexts() + ".C.>", "$O." + t.contexts() + ".M.>"}, Storage: jetstream.FileStorage,
 		Retention: jetstream.LimitsPolicy, MaxAge: t.ContextMaxAge, Duplicates: min(2*time.Minute, t.ContextMaxAge), Replicas: t.Replicas,
 		MaxMsgs: unlimited, MaxMsgsPerSubject: unlimited, Discard: jetstream.DiscardNew, AllowRollup: true, AllowDirect: false,
@@ -187,3 +187,6 @@ func (t Topology) contextConfig() jetstream.StreamConfig {
 
 // bucketStream is the name of the stream behind a bucket.
 func bucketStream(bucket string) string { return "KV_" + bucket }
+
+// objectStream is the name of the stream behind an object store.
+func objectStream(store string) string { return "OBJ_" + store }
