@@ -64,7 +64,7 @@ func CheckTarget(dir string) error {
 	case !targetDir.MatchString(dir):
 		return fmt.Errorf("%.80q is not an absolute path of letters, digits, spaces and . _ - + @ = , ~", dir)
 	case slices.Contains(strings.Split(dir, "/"), ".."):
-		return fmt.Errorf("%.80q holds ..", dir)
+		return fmt.Errorf("%.80q leads upwards with \"..\"", dir)
 	case strings.Trim(dir, "/") == "":
 		return errors.New("is the root folder, where the source would be mixed with the system")
 	default:

@@ -61,6 +61,7 @@ type cli struct {
 
 	Up          upCmd          `cmd:"" help:"Run everything on this machine: NATS, registry and a worker."`
 	Build       buildCmd       `cmd:"" help:"Request an image and follow its build."`
+	SparkImage  sparkImageCmd  `cmd:"" help:"Request the default image of Spark functions."`
 	Plan        planCmd        `cmd:"" help:"Show what would be built, without building."`
 	Status      statusCmd      `cmd:"" help:"Show what became of a request."`
 	Logs        logsCmd        `cmd:"" help:"Print the log of a build."`

@@ -8,8 +8,6 @@ export LC_ALL=C
 cd "$(dirname "$0")/../.."
 
 readonly example=examples/trainer/function.yaml
-readonly cache=${XDG_CACHE_HOME:+$XDG_CACHE_HOME/kiln}
-readonly cache_dir=${cache:-$PWD/.cache}
 work=$(mktemp -d "${TMPDIR:-/tmp}/kiln-demo.XXXXXX")
 readonly work
 chmod 711 "$work" # the mapped root of the containers walks through
@@ -69,46 +67,6 @@ await() {
 	done
 }
 
-# ---------------------------------------------------------------- the base image
-
-# The mirror of this machine's own release, as apt is configured.
-apt_mirror() {
-	local suite=$1 found
-	found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-		sed -E 's/\[[^]]*\]//' | awk -v suite="$suite" '$1 == "deb" && $3 == suite { print $2; exit }')
-	[ -n "$found" ] || found=$(cat /etc/apt/sources.list.d/*.sources 2>/dev/null | awk -v suite="$suite" '
-		function flush() { if (deb && here && uri != "" && !found) { print uri; found = 1 } deb = here = 0; uri = "" }
-		/^[[:space:]]*$/ { flush() }
-		/^Types:/ { deb = / deb( |$)/ }
-		/^URIs:/ { uri = $2 }
-		/^Suites:/ { for (i = 2; i <= NF; i++) if ($i == suite) here = 1 }
-		END { flush() }')
-	echo "${found:-http://deb.debian.org/debian}"
-}
-
-# make_base TARBALL: a small root with python3 and pip of this machine's release.
-make_base() {
-	local root=$work/base suite=$VERSION_CODENAME components=main proxy='' mirror
-	command -v debootstrap >/dev/null || fail "Docker Hub does not answer, and debootstrap is missing: make deps"
-	[ "$(id -u)" -eq 0 ] || fail "Docker Hub does not answer, and debootstrap needs root"
-	[ "$ID" != ubuntu ] || components=main,universe
-	mirror=$(apt_mirror "$suite")
-	echo "bootstrapping $PRETTY_NAME with python3 and pip from $mirror (about a minute, once)"
-	if command -v apt-config >/dev/null; then eval "$(apt-config shell proxy Acquire::http::Proxy)"; fi
-	[ -z "$proxy" ] || export http_proxy=$proxy
-	debootstrap --variant=minbase --components="$components" --include=python3,python3-pip "$suite" "$root" "$mirror" >"$work/debootstrap.log" 2>&1 ||
-		{ tail -n 20 "$work/debootstrap.log" >&2; fail "debootstrap failed"; }
-	# pip may install into this image: it is the image's own Python.
-	rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
-	ln -sfn python3 "$root/usr/bin/python"
-	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/cache/debconf/*-old "$root"/var/log/*.log \
-		"$root"/usr/share/{doc,info,lintian,locale,man}/*
-	mkdir -p "$(dirname "$1")"
-	tar --numeric-owner -C "$root" --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' -cf - . | gzip -1 >"$1.new"
-	mv "$1.new" "$1"
-	rm -rf --one-file-system "$root"
-}
-
 # ---------------------------------------------------------------- one build
 
 # build ID FUNCTION OUTCOME: publishes the function, follows its log, shows the answer.
@@ -140,7 +98,7 @@ changed=humanize==4.9.0,tabulate==0.8.10
 if bin/kiln-demo reachable https://registry-1.docker.io/v2/ 2>/dev/null; then
 	echo "Docker Hub answers: the base is the example's own, python:3.12-slim"
 else
-	tarball=$cache_dir/base-$ID-${VERSION_CODENAME:-unknown}-$(uname -m).tar.gz
+	tarball=$(deploy/demo/base.sh --path)
 	echo "Docker Hub does not answer: a base with Python is made from the mirror of $PRETTY_NAME"
 	echo "  and replaces python:3.12-slim in the function"
 fi
@@ -159,11 +117,7 @@ fi
 
 if [ -n "$tarball" ]; then
 	step "The base image"
-	if [ -s "$tarball" ]; then
-		echo "from an earlier run: $tarball"
-	else
-		make_base "$tarball"
-	fi
+	deploy/demo/base.sh
 	echo "$(($(stat -c %s "$tarball") / 1000000)) MB in $tarball"
 fi
 
