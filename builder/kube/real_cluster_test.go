@@ -34,7 +34,6 @@ func newTeam(t *testing.T, c *kubetest.Cluster, role *rbacv1.Role) *team {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Close(t, worker)
 	return &team{Team: made, worker: worker}
 }
 

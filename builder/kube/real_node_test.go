@@ -49,22 +49,19 @@ func TestReasonsOfARealNode(t *testing.T) { //nolint:paralleltest // real builds
 		},
 		"image that may not be pulled": {
 			config: func(c *Config) { c.ExecutorImage = "localhost/kaniko:none" },
-			kind:   builder.KindUnavailable, says: "ErrImageNeverPull", within: 20 * time.Second,
+			// The kubelet says so when it looks at the Pod the next time.
+			kind: builder.KindUnavailable, says: "ErrImageNeverPull", within: 40 * time.Second,
 		},
 		"image without the executor": {
 			config: func(c *Config) { c.ExecutorImage = kubetest.ContextImage },
 			kind:   builder.KindUnavailable, says: "/kaniko/executor", within: 20 * time.Second,
 		},
 		"memory limit of 16 MiB": {
-			plan: func(p *builder.Plan) { p.Limits.Memory = 16 << 20 },
-			kind: builder.KindOutOfMemory, says: "memory", within: 30 * time.Second,
-		},
-		"command that outgrows the memory limit": {
 			plan: func(p *builder.Plan) {
-				p.Limits.Memory = 128 << 20
+				p.Limits.Memory = 16 << 20
 				p.Dockerfile = strings.Replace(p.Dockerfile, waits, `RUN x=x; while :; do x="$x$x"; done`, 1)
 			},
-			kind: builder.KindOutOfMemory, says: "memory", within: time.Minute,
+			kind: builder.KindOutOfMemory, says: "limit of 16 MiB", within: 30 * time.Second,
 		},
 		"command that outgrows the disk limit": {
 			plan: func(p *builder.Plan) {

@@ -97,15 +97,11 @@ func (c *team) onOlderServer(t *testing.T) *team {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kubetest.Close(t, worker)
 	c.worker = worker
 	return c
 }
 
 type olderServer struct{ next http.RoundTripper }
-
-// WrappedRoundTripper lets connections be closed.
-func (o olderServer) WrappedRoundTripper() http.RoundTripper { return o.next }
 
 // RoundTrip implements http.RoundTripper.
 func (o olderServer) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -33,9 +33,6 @@ type counting struct {
 	next  http.RoundTripper
 }
 
-// WrappedRoundTripper lets connections be closed.
-func (c counting) WrappedRoundTripper() http.RoundTripper { return c.next }
-
 // RoundTrip implements http.RoundTripper.
 func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.calls.mu.Lock()

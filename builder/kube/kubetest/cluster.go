@@ -2,8 +2,10 @@ package kubetest
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -23,7 +24,7 @@ import (
 type Cluster struct {
 	// Dir is its folder: certificates in pki, programs in bin.
 	Dir string
-	// Admin may do everything, by way of REST.
+	// Admin may do everything, by way of REST, whose connections end with the test.
 	Admin *kubernetes.Clientset
 	REST  *rest.Config
 }
@@ -45,29 +46,44 @@ func Real(tb testing.TB) *Cluster {
 		tb.Fatal(err)
 	}
 	cfg.CAFile, cfg.CertFile, cfg.KeyFile = "", "", ""
-	cfg.QPS, cfg.Burst = 500, 1000
+	conns := &connections{}
+	tb.Cleanup(conns.close)
+	cfg.Dial, cfg.QPS, cfg.Burst = conns.dial, 500, 1000
 	return &Cluster{Dir: dir, Admin: Client(tb, cfg), REST: cfg}
 }
 
-// Client returns a client whose connections end with the test.
+// Client returns a client for a changed copy of REST.
 func Client(tb testing.TB, cfg *rest.Config) *kubernetes.Clientset {
 	tb.Helper()
 	client, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	Close(tb, client)
 	return client
 }
 
-// Close closes the client's connections at the end of the test.
-func Close(tb testing.TB, client kubernetes.Interface) {
-	tb.Helper()
-	tb.Cleanup(func() {
-		if c, ok := client.CoreV1().RESTClient().(*rest.RESTClient); ok {
-			utilnet.CloseIdleConnectionsFor(c.Client.Transport)
-		}
-	})
+// connections ends connections with the test: streams may keep them from being idle.
+type connections struct {
+	mu  sync.Mutex
+	all []net.Conn
+}
+
+func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.all = append(c.all, conn)
+	}
+	return conn, err
+}
+
+func (c *connections) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.all {
+		_ = conn.Close()
+	}
 }
 
 // Role returns the Role of a worker from deploy/manifests.
