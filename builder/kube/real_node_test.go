@@ -17,6 +17,14 @@ import (
 	"kiln/builder/kube/kubetest"
 )
 
+// plainHTTP are registries without TLS and without logins.
+type plainHTTP struct{}
+
+// Access implements Registries.
+func (plainHTTP) Access(_ context.Context, host, _ string) (builder.Access, error) {
+	return builder.Access{Host: host, Insecure: true}, nil
+}
+
 func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real builds need the machine to themselves
 	c := kubetest.Real(t)
 	address := c.RealNode(t)
@@ -26,7 +34,7 @@ func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real b
 		t.Helper()
 		registry := enginetest.NewRegistryAt(t, address)
 		cfg := team.config(kubetest.Node)
-		cfg.Insecure = []string{registry.Host}
+		cfg.Registries = plainHTTP{}
 		return enginetest.Harness{
 			Engine: team.engine(t, cfg), Registry: registry, Base: enginetest.PushBase(t, registry.Host+"/base"),
 			Leftovers: func() []string { return team.leftBy(t, cfg) },
@@ -84,7 +92,7 @@ func TestReasonsOfARealNode(t *testing.T) { //nolint:paralleltest // real builds
 		t.Run(name, func(t *testing.T) {
 			team := newTeam(t, c, nil)
 			cfg := team.config(kubetest.Node)
-			cfg.Insecure = []string{registry.Host}
+			cfg.Registries = plainHTTP{}
 			plan := enginetest.NewPlan(base, registry.Host+"/team/image", fmt.Sprint(t.Name(), time.Now()), waits)
 			r.check(t, team, cfg, plan)
 		})

@@ -17,7 +17,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	authorizationv1 "k8s.io/api/authorization/v1"
-	batchv1 "k8s.io/api/batch/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -234,7 +233,7 @@ func TestJobsPassTheServersStrictValidation(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		secret, err := newSecret(plan, cfg, &batchv1.Job{ObjectMeta: made.ObjectMeta}, "secret", []byte("{}"))
+		secret, err := newSecret(plan, cfg, to, made)
 		if err != nil {
 			t.Fatal(err)
 		}
