@@ -67,6 +67,7 @@ type cli struct {
 	Logs        logsCmd        `cmd:"" help:"Print the log of a build."`
 	Ls          lsCmd          `cmd:"" help:"List requests."`
 	Worker      workerCmd      `cmd:"" help:"Run a worker on existing servers."`
+	Doctor      doctorCmd      `cmd:"" help:"Say what builds still need."`
 	Provision   provisionCmd   `cmd:"" help:"Create streams, consumer and ledger on a NATS server."`
 	Context     contextCmd     `cmd:"" hidden:"" help:"Prepare a build inside its Pod."`
 	ConfigTable configTableCmd `cmd:"" hidden:"" help:"Print the configuration table as Markdown."`
