@@ -5,18 +5,16 @@ cd "$(dirname "$0")"
 source ./env.sh
 [ -d "$KUBE_RUN" ] || exit 0
 
-had_node=$(cat "$KUBE_RUN/pid/node" 2>/dev/null || true)
-stop node KILL
-stop gateway
-stop scheduler
-stop controllers
-stop apiserver
-stop etcd
-if [ -n "$had_node" ]; then
+for name in node gateway scheduler controllers apiserver etcd; do stop "$name"; done
+if [ -d "$KUBE_RUN/node" ]; then
 	for pods in /sys/fs/cgroup/kubepods /sys/fs/cgroup/*/kubepods; do
-		[ ! -d "$pods" ] || find "$pods" -depth -type d -exec rmdir {} +
+		# They are in use until the last process of the node's namespace is gone.
+		for _ in {1..100}; do
+			[ -d "$pods" ] || break
+			find "$pods" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+		done
 	done
+	ip link del "$KUBE_BRIDGE" 2>/dev/null || true
+	rmdir /var/lib/kubelet /var/lib/cni 2>/dev/null || true
 fi
-[ -z "$had_node" ] || rmdir --ignore-fail-on-non-empty /var/lib/kubelet /var/lib/cni
-if [ -d "$KUBE_RUN/node" ] && ip link show "$KUBE_BRIDGE" >/dev/null 2>&1; then ip link del "$KUBE_BRIDGE"; fi
 rm -rf "$KUBE_RUN"

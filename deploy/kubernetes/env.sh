@@ -28,6 +28,7 @@ node_lacks() {
 	for program in "$KUBE_CONTAINERD" runc ctr ip unshare mount; do
 		command -v "$program" >/dev/null || echo "$program"
 	done
+	[ ! -e "/sys/class/net/$KUBE_BRIDGE" ] || echo "a bridge of its own (KUBE_BRIDGE: $KUBE_BRIDGE exists)"
 	if [ -d /sys/fs/cgroup/memory ]; then
 		[ -w /sys/fs/cgroup/memory ] || echo "a writable /sys/fs/cgroup/memory"
 	elif ! grep -qw memory /sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || [ ! -w /sys/fs/cgroup ]; then
@@ -35,8 +36,9 @@ node_lacks() {
 	fi
 }
 
-# A process is known by its id and the time it started at: ids are used again.
-started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+# A process is known by its id and the time it started at: ids are used again. One that
+# has ended and that nobody has waited for has none.
+started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" { print $20 }'; }
 
 # start NAME COMMAND...: in the background, with a log and a process id of its own.
 start() {
@@ -49,17 +51,13 @@ running() {
 	read -r pid since 2>/dev/null <"$KUBE_RUN/pid/$1" && [ -n "$since" ] && [ "$(started_at "$pid")" = "$since" ]
 }
 
-# stop NAME [SIGNAL]: TERM, and KILL after ten seconds.
+# stop NAME: at once, since nothing of it will be needed again.
 stop() {
+	local pid
 	if running "$1"; then
-		local pid
 		read -r pid _ <"$KUBE_RUN/pid/$1"
-		kill -s "${2:-TERM}" "$pid" || true
-		for _ in {1..100}; do
-			running "$1" || break
-			sleep 0.1
-		done
-		running "$1" && kill -s KILL "$pid"
+		kill -s KILL "$pid" || true
+		while running "$1"; do sleep 0.05; done
 	fi
 	rm -f "$KUBE_RUN/pid/$1"
 }

@@ -11,6 +11,7 @@ if running apiserver; then
 	echo "the cluster is up already: export KUBECONFIG=$KUBE_RUN/admin.kubeconfig"
 	exit 0
 fi
+./down.sh
 lacks=$(node_lacks | paste -sd, | sed 's/,/, /g')
 case $KUBE_NODE in
 auto) if [ -z "$lacks" ]; then node=1; else node=0; fi ;;
@@ -19,7 +20,6 @@ auto) if [ -z "$lacks" ]; then node=1; else node=0; fi ;;
 esac
 if [ "$node" = 1 ]; then ./build.sh all >/dev/null; else ./build.sh api >/dev/null; fi
 
-./down.sh
 trap '[ $? -eq 0 ] || ./down.sh' EXIT
 install -d -m 700 "$KUBE_RUN" "$pki" "$KUBE_RUN/log" "$KUBE_RUN/pid"
 make_pki
