@@ -113,7 +113,7 @@ lint: $(BIN)/.golangci-$(GOLANGCI) ## Run the linters, and check go.mod and go.s
 	go mod tidy -diff
 	go mod verify
 	cd deploy/chart/tests
-	$(BIN)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...
+	$(BIN)/golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...
 	go mod tidy -diff
 
 .PHONY: fmt

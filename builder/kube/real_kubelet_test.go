@@ -176,6 +176,7 @@ func (k *scriptedKubelet) run(ctx context.Context, pod *corev1.Pod) {
 	// Whoever deletes a Pod waits for its node to say that it has ended.
 	p.status.Phase = corev1.PodFailed
 	p.update()
+	//nolint:contextcheck // ctx has ended with the Pod
 	_ = k.client.CoreV1().Pods(pod.Namespace).Delete(k.ctx, pod.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -179,17 +180,22 @@ func TestDoctorSaysWhatIsMissingAndHowToGetIt(t *testing.T) {
 		"push refused":    {func(_ *testing.T, p *patient) { p.registry.Fault(enginetest.BasicAuth("u", "hunter2")) }, "registry", "401 Unauthorized", "registry.docker_config", exitFailed},
 		"registry away":   {func(_ *testing.T, p *patient) { p.settings["registry-url"] = "127.0.0.1:1" }, "registry", "refused", "registry.ca", exitFailed},
 		"no registry":     {func(_ *testing.T, p *patient) { p.settings["registry-url"] = "" }, "registry", "registry", "registry.url", exitFailed},
-		"no base":         {func(_ *testing.T, p *patient) { p.settings["mlrun-image-by-kind"] = "job=" + p.registry.Host + "/base:none" }, "base image", "none", "mlrun.image_by_kind", exitFailed},
-		"index login":     {func(_ *testing.T, p *patient) { p.needsLogin = true; p.settings["pip-index-url"] = p.index.URL + "/simple" }, "pip index", "refuses the login", "user and password", exitFailed},
-		"index path":      {func(_ *testing.T, p *patient) { p.settings["pip-index-url"] = p.index.URL }, "pip index", "404", "/simple", exitFailed},
-		"index CA":        {func(_ *testing.T, p *patient) { p.settings["pip-ca"] = "" }, "pip index", "certificate", "pip.ca", exitFailed},
-		"index away":      {func(_ *testing.T, p *patient) { p.index.Close() }, "pip index", "refused", "reachable", exitFailed},
-		"permissions":     {func(_ *testing.T, p *patient) { p.denied = "secrets" }, "kubernetes permissions", "create secrets", "role.yaml", exitFailed},
-		"namespace":       {func(_ *testing.T, p *patient) { p.refusal = `namespaces "builds" not found` }, "kubernetes Job", "not found", "kubectl create namespace builds", exitFailed},
-		"no image":        {func(_ *testing.T, p *patient) { p.settings["kube-image"] = "" }, "kubernetes images", "kube.image", "make image", exitFailed},
-		"image name":      {func(_ *testing.T, p *patient) { p.settings["kube-executor-image"] = "no name" }, "kubernetes images", `"no name"`, "kube.executor_image", exitFailed},
-		"no cluster":      {func(t *testing.T, p *patient) { p.settings["kube-kubeconfig"] = awayConfig(t) }, "kubernetes", "refused", "API server", exitFailed},
-		"class":           {func(_ *testing.T, p *patient) { p.settings["kube-classes"] = "default=cpu" }, "kubernetes", "kube-classes", "correct", exitFailed},
+		"no base": {func(_ *testing.T, p *patient) {
+			p.settings["mlrun-image-by-kind"] = "job=" + p.registry.Host + "/base:none"
+		}, "base image", "none", "mlrun.image_by_kind", exitFailed},
+		"index login": {func(_ *testing.T, p *patient) {
+			p.needsLogin = true
+			p.settings["pip-index-url"] = p.index.URL + "/simple"
+		}, "pip index", "refuses the login", "user and password", exitFailed},
+		"index path":  {func(_ *testing.T, p *patient) { p.settings["pip-index-url"] = p.index.URL }, "pip index", "404", "/simple", exitFailed},
+		"index CA":    {func(_ *testing.T, p *patient) { p.settings["pip-ca"] = "" }, "pip index", "certificate", "pip.ca", exitFailed},
+		"index away":  {func(_ *testing.T, p *patient) { p.index.Close() }, "pip index", "refused", "reachable", exitFailed},
+		"permissions": {func(_ *testing.T, p *patient) { p.denied = "secrets" }, "kubernetes permissions", "create secrets", "role.yaml", exitFailed},
+		"namespace":   {func(_ *testing.T, p *patient) { p.refusal = `namespaces "builds" not found` }, "kubernetes Job", "not found", "kubectl create namespace builds", exitFailed},
+		"no image":    {func(_ *testing.T, p *patient) { p.settings["kube-image"] = "" }, "kubernetes images", "kube.image", "make image", exitFailed},
+		"image name":  {func(_ *testing.T, p *patient) { p.settings["kube-executor-image"] = "no name" }, "kubernetes images", `"no name"`, "kube.executor_image", exitFailed},
+		"no cluster":  {func(t *testing.T, p *patient) { t.Helper(); p.settings["kube-kubeconfig"] = awayConfig(t) }, "kubernetes", "refused", "API server", exitFailed},
+		"class":       {func(_ *testing.T, p *patient) { p.settings["kube-classes"] = "default=cpu" }, "kubernetes", "kube-classes", "correct", exitFailed},
 		"sandbox": {func(_ *testing.T, p *patient) {
 			p.settings["engine"], p.settings["sandbox-runtime"] = "sandbox", "/nowhere/runc"
 		}, "sandbox", "/nowhere/runc", "install runc", exitFailed},
@@ -226,9 +232,7 @@ func TestDoctorNamesAServerWithoutJetStreamAndAUserWithoutRights(t *testing.T) {
 	t.Parallel()
 	secured := startSecured(t)
 	p := newPatient(t)
-	for name, value := range map[string]string{"nats-url": secured.url, "nats-ca": secured.ca, "nats-user": "kiln-publisher", "nats-password": rolePassword} {
-		p.settings[name] = value
-	}
+	maps.Copy(p.settings, map[string]string{"nats-url": secured.url, "nats-ca": secured.ca, "nats-user": "kiln-publisher", "nats-password": rolePassword})
 	checks, code := p.diagnose(t)
 	if c := checks[1]; code != exitFailed || !strings.Contains(c.Detail, "permissions violation") || !strings.Contains(c.Fix, "roles.conf") {
 		t.Errorf("exit code %d: %+v", code, c)
