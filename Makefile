@@ -87,7 +87,7 @@ kube-down: ## End that cluster and remove all that it made
 
 .PHONY: test
 test: $(BIN)/kaniko-executor ## Run all unit tests, and the sandbox tests if this machine can
-	@.ci/gotest test -race -shuffle=on -timeout 5m $(TESTFLAGS) $(PKGS)
+	@.ci/gotest test -race -shuffle=on -timeout 15m $(TESTFLAGS) $(PKGS)
 	cd deploy/chart/tests
 	go test ./...
 
