@@ -26,7 +26,7 @@ func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real b
 		t.Helper()
 		registry := enginetest.NewRegistryAt(t, address)
 		cfg := team.config(kubetest.Node)
-		cfg.Insecure = []string{registry.Host}
+		cfg.Registries = insecure{}
 		return enginetest.Harness{
 			Engine: team.engine(t, cfg), Registry: registry, Base: enginetest.PushBase(t, registry.Host+"/base"),
 			Leftovers: func() []string { return team.leftBy(t, cfg) },
@@ -84,9 +84,17 @@ func TestReasonsOfARealNode(t *testing.T) { //nolint:paralleltest // real builds
 		t.Run(name, func(t *testing.T) {
 			team := newTeam(t, c, nil)
 			cfg := team.config(kubetest.Node)
-			cfg.Insecure = []string{registry.Host}
+			cfg.Registries = insecure{}
 			plan := enginetest.NewPlan(base, registry.Host+"/team/image", fmt.Sprint(t.Name(), time.Now()), waits)
 			r.check(t, team, cfg, plan)
 		})
 	}
+}
+
+// insecure is an anonymous user's way to registries that speak plain HTTP.
+type insecure struct{}
+
+// Access implements Registries.
+func (insecure) Access(_ context.Context, host, _ string) (builder.Access, error) {
+	return builder.Access{Host: host, Insecure: true}, nil
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	authorizationv1 "k8s.io/api/authorization/v1"
-	batchv1 "k8s.io/api/batch/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -220,11 +219,11 @@ func TestJobsPassTheServersStrictValidation(t *testing.T) {
 	client := kubetest.Client(t, c.REST)
 	for name, cfg := range map[string]Config{"plain": testConfig(), "everything": everyOption()} {
 		cfg.Namespace = team.Namespace
-		plan := testPlan()
+		plan, to := testPlan(), plainReach(t)
 		if name == "everything" {
-			plan = everything()
+			plan, to = everything(), everyReach(t)
 		}
-		job, err := newJob(plan, cfg, "secret", "")
+		job, err := newJob(plan, cfg, to, "secret", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +233,7 @@ func TestJobsPassTheServersStrictValidation(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		secret, err := newSecret(plan, cfg, &batchv1.Job{ObjectMeta: made.ObjectMeta}, "secret", []byte("{}"))
+		secret, err := newSecret(plan, cfg, to, made)
 		if err != nil {
 			t.Fatal(err)
 		}
