@@ -17,14 +17,6 @@ import (
 	"kiln/builder/kube/kubetest"
 )
 
-// plainHTTP are registries without TLS and without logins.
-type plainHTTP struct{}
-
-// Access implements Registries.
-func (plainHTTP) Access(_ context.Context, host, _ string) (builder.Access, error) {
-	return builder.Access{Host: host, Insecure: true}, nil
-}
-
 func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real builds need the machine to themselves
 	c := kubetest.Real(t)
 	address := c.RealNode(t)
@@ -34,7 +26,7 @@ func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real b
 		t.Helper()
 		registry := enginetest.NewRegistryAt(t, address)
 		cfg := team.config(kubetest.Node)
-		cfg.Registries = plainHTTP{}
+		cfg.Registries = insecure{}
 		return enginetest.Harness{
 			Engine: team.engine(t, cfg), Registry: registry, Base: enginetest.PushBase(t, registry.Host+"/base"),
 			Leftovers: func() []string { return team.leftBy(t, cfg) },
@@ -92,9 +84,17 @@ func TestReasonsOfARealNode(t *testing.T) { //nolint:paralleltest // real builds
 		t.Run(name, func(t *testing.T) {
 			team := newTeam(t, c, nil)
 			cfg := team.config(kubetest.Node)
-			cfg.Registries = plainHTTP{}
+			cfg.Registries = insecure{}
 			plan := enginetest.NewPlan(base, registry.Host+"/team/image", fmt.Sprint(t.Name(), time.Now()), waits)
 			r.check(t, team, cfg, plan)
 		})
 	}
+}
+
+// insecure is an anonymous user's way to registries that speak plain HTTP.
+type insecure struct{}
+
+// Access implements Registries.
+func (insecure) Access(_ context.Context, host, _ string) (builder.Access, error) {
+	return builder.Access{Host: host, Insecure: true}, nil
 }
