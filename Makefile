@@ -11,6 +11,7 @@ BIN            := $(CURDIR)/bin
 CACHE          := $(CURDIR)/.cache
 GOLANGCI       := v2.15.0
 GOVULNCHECK    := v1.9.0
+BUILDKIT       := v0.30.0
 FUZZTIME       ?= 30s
 TESTFLAGS      ?=
 PKGS           ?= ./...
@@ -109,6 +110,14 @@ $(BIN)/.golangci-$(GOLANGCI):
 		GOBIN=$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	fi
 	touch $@
+
+.PHONY: buildkit
+buildkit: ## Build buildkitd and buildctl $(BUILDKIT), which one end-to-end test compares with
+	@mkdir -p $(CACHE)/buildkit $(BIN)
+	cd $(CACHE)/buildkit
+	[ -f go.mod ] || go mod init buildkit
+	go get github.com/moby/buildkit/cmd/buildkitd@$(BUILDKIT) github.com/moby/buildkit/cmd/buildctl@$(BUILDKIT)
+	CGO_ENABLED=0 go build -o $(BIN) github.com/moby/buildkit/cmd/buildkitd github.com/moby/buildkit/cmd/buildctl
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities that the code can reach

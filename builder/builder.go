@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,13 +11,22 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v6"
+
+	"kiln/builder/nuclio"
 )
 
 // Registry is what a Builder needs of image registries. Implementations are safe
 // for concurrent use; their errors are of this package's *Error.
 type Registry interface {
+	// With returns the registries as they are for who may use the named credentials
+	// (Plan.RegistrySecret) before the configured ones; "" names none. Operations with
+	// a name that nobody knows fail.
+	With(secret string) Registry
 	// Resolve returns the image that ref names for the platform (os/arch[/variant]).
 	Resolve(ctx context.Context, ref, platform string) (Image, error)
+	// Prepare makes sure that destination (a tag) may be pushed, and makes its
+	// repository where registries do not do so by themselves. It pushes nothing.
+	Prepare(ctx context.Context, destination string) error
 	// Verify checks that "repository@digest" can be read. The error matches
 	// ErrImageMissing when the registry answered that it does not have it.
 	Verify(ctx context.Context, imageRef string) error
@@ -28,11 +38,10 @@ type Registry interface {
 // Builder turns requests into plans and plans into verified images. Safe for
 // concurrent use.
 type Builder struct {
-	cfg      Config
-	lookup   Lookup
-	registry Registry
-	engine   Engine
-	secrets  []string
+	cfg    Config
+	lookup Lookup
+	engine Engine
+	known  []*Redactor
 }
 
 // Lookup is what plans are completed with.
@@ -45,9 +54,9 @@ type Lookup struct {
 	Secrets SecretStore
 }
 
-// New returns a Builder. Values in secrets, credentials for example, are kept out
-// of logs beside those that a plan brings.
-func New(cfg Config, lookup Lookup, engine Engine, secrets ...string) (*Builder, error) {
+// New returns a Builder. What known hides, now or later, credentials for example, is
+// kept out of logs beside the secrets that a plan brings.
+func New(cfg Config, lookup Lookup, engine Engine, known ...*Redactor) (*Builder, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("builder configuration: %w", err)
@@ -55,7 +64,7 @@ func New(cfg Config, lookup Lookup, engine Engine, secrets ...string) (*Builder,
 	if lookup.Registry == nil || engine == nil {
 		return nil, errors.New("builder needs a registry and an engine")
 	}
-	return &Builder{cfg: cfg, lookup: lookup, registry: lookup.Registry, engine: engine, secrets: slices.Clone(secrets)}, nil
+	return &Builder{cfg: cfg, lookup: lookup, engine: engine, known: slices.Clone(known)}, nil
 }
 
 // EngineName is the wire name of the engine.
@@ -111,8 +120,22 @@ func (l Lookup) projectSecrets(ctx context.Context, r Request) (map[string]strin
 	return visible(r, all)
 }
 
+// Nuclio completes the configuration of a request that Nuclio fulfils with the
+// credentials among the project's secrets.
+func (l Lookup) Nuclio(ctx context.Context, r Request) (nuclio.Function, error) {
+	secrets, err := l.projectSecrets(ctx, r)
+	if err != nil {
+		return nuclio.Function{}, err
+	}
+	f, err := r.Nuclio.Function(secrets)
+	if err != nil {
+		return nuclio.Function{}, &Error{Kind: KindInvalidRequest, Op: "making Nuclio's configuration", Err: err}
+	}
+	return f, nil
+}
+
 func (l Lookup) base(ctx context.Context, r Request, platform string) (Image, error) {
-	base, err := l.Registry.Resolve(ctx, r.Base, platform)
+	base, err := l.Registry.With(r.RegistrySecret).Resolve(ctx, r.Base, platform)
 	if err != nil {
 		return Image{}, err
 	}
@@ -139,7 +162,8 @@ func (l Lookup) source(ctx context.Context, s Source, env map[string]string) (*S
 	return &s, nil
 }
 
-// Build runs the plan and returns once the image was read back from the registry.
+// Build makes sure that the image may be pushed, runs the plan and returns once the
+// image was read back from the registry.
 // Secrets are redacted from what reaches logs; a writer that fails does not fail the
 // build. The plan's timeout holds even for an engine that ignores it. Canceled, it
 // returns when the engine has cleaned up; one that does not within a minute is left
@@ -165,11 +189,17 @@ func (b *Builder) Build(ctx context.Context, p Plan, logs io.Writer) (Result, er
 	return result, b.readBack(ctx, p, result.Digest)
 }
 
+// images is the registry as it is for the plan.
+func (b *Builder) images(p Plan) Registry { return b.lookup.Registry.With(p.RegistrySecret) }
+
 // stopGrace is how long an engine may take to clean up after a cancel.
 const stopGrace = time.Minute
 
 // run bounds the engine: it may be slow to stop, but not forever.
 func (b *Builder) run(ctx context.Context, p Plan, out io.Writer) (Result, error) {
+	if err := b.prepare(ctx, p); err != nil {
+		return Result{}, err
+	}
 	type answer struct {
 		result Result
 		err    error
@@ -193,6 +223,14 @@ func (b *Builder) run(ctx context.Context, p Plan, out io.Writer) (Result, error
 		cause := context.Cause(ctx)
 		return Result{}, Errorf(kindOfCause(cause), "stopping the build", "engine %s did not stop within %s: %w", b.engine.Name(), stopGrace, cause)
 	}
+}
+
+func (b *Builder) prepare(ctx context.Context, p Plan) error {
+	err := b.images(p).Prepare(ctx, p.Destination)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return &Error{Kind: kindOfCause(cause), Op: "preparing the push", Err: errors.Join(cause, err)}
+	}
+	return err
 }
 
 // kindOfCause says what the end of a context means for a build.
@@ -224,7 +262,7 @@ func (b *Builder) readBack(ctx context.Context, p Plan, digest string) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval = 100 * time.Millisecond
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := b.registry.Verify(ctx, b.ImageRef(p, digest))
+		err := b.images(p).Verify(ctx, b.ImageRef(p, digest))
 		if err != nil && !errors.Is(err, ErrImageMissing) && KindOf(err) != KindUnavailable {
 			return struct{}{}, backoff.Permanent(err)
 		}
@@ -246,15 +284,15 @@ func (b *Builder) readBack(ctx context.Context, p Plan, digest string) error {
 	return &Error{Kind: kind, Op: op, Err: err}
 }
 
-// Verify checks that "repository@digest" is still in its registry; the error
-// matches ErrImageMissing when it is not.
-func (b *Builder) Verify(ctx context.Context, imageRef string) error {
-	return b.registry.Verify(ctx, imageRef)
+// Verify checks that "repository@digest" is still in its registry, for who may use the
+// plan's credentials; the error matches ErrImageMissing when it is not.
+func (b *Builder) Verify(ctx context.Context, p Plan, imageRef string) error {
+	return b.images(p).Verify(ctx, imageRef)
 }
 
-// Tag makes target name the image "repository@digest".
-func (b *Builder) Tag(ctx context.Context, imageRef, target string) error {
-	return b.registry.Tag(ctx, imageRef, target)
+// Tag makes the plan's target name the image "repository@digest".
+func (b *Builder) Tag(ctx context.Context, p Plan, imageRef string) error {
+	return b.images(p).Tag(ctx, imageRef, p.Target)
 }
 
 // ImageRef returns "repository@digest" for an image that the plan pushed.
@@ -262,8 +300,26 @@ func (b *Builder) ImageRef(p Plan, digest string) string {
 	return repository(p.Destination) + "@" + digest
 }
 
-// Redactor keeps the plan's secrets, and those that the Builder was made with, out
-// of text.
+// Nuclio is Lookup.Nuclio, with what keeps the function's secrets, and those that the
+// Builder was made with, out of text.
+func (b *Builder) Nuclio(ctx context.Context, r Request) (nuclio.Function, *Redactor, error) {
+	f, err := b.lookup.Nuclio(ctx, r)
+	if err != nil {
+		return f, nil, err
+	}
+	return f, b.redactor(f.Secrets), nil
+}
+
+// Timeout is how long the request may take.
+func (b *Builder) Timeout(r Request) time.Duration { return cmp.Or(r.Timeout, b.cfg.Timeout) }
+
+// Redactor keeps the plan's secrets, and what the Builder was made with, out of text.
 func (b *Builder) Redactor(p Plan) *Redactor {
-	return NewRedactor(append(p.SecretValues(), b.secrets...)...)
+	return b.redactor(p.SecretValues())
+}
+
+func (b *Builder) redactor(values []string) *Redactor {
+	r := NewRedactor(values...)
+	r.others = b.known
+	return r
 }

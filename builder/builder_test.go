@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -40,7 +41,7 @@ func TestBuildRedactsLogs(t *testing.T) {
 		return builder.Result{Digest: digest("b")}, nil
 	}
 	cfg := builder.Config{Pip: builder.Pip{IndexURL: "https://u:pip-password@a.example/simple"}}
-	b := newBuilder(t, cfg, fakeRegistry{}, engine, "registry-password")
+	b := newBuilder(t, cfg, fakeRegistry{}, engine, builder.NewRedactor("registry-password"))
 	plan, err := b.Plan(t.Context(), request())
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +52,79 @@ func TestBuildRedactsLogs(t *testing.T) {
 	}
 	if want := "TOKEN=***\n*** and https://***@a.example\nunfinished\n"; logs.String() != want {
 		t.Errorf("logs = %q, want %q", logs.String(), want)
+	}
+}
+
+func TestBuildRedactsWhatIsLearnedWhileItRuns(t *testing.T) {
+	t.Parallel()
+	known := builder.NewRedactor()
+	engine := func(_ context.Context, _ builder.Plan, logs io.Writer) (builder.Result, error) {
+		known.Learn("fresh-token")
+		_, _ = io.WriteString(logs, "with fresh-token and s3cr3t-value\n")
+		return builder.Result{Digest: digest("b")}, nil
+	}
+	b := newBuilder(t, builder.Config{}, fakeRegistry{}, engine, known)
+	plan, err := b.Plan(t.Context(), request())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := b.Redactor(plan)
+	var logs strings.Builder
+	if _, err := b.Build(t.Context(), plan, &logs); err != nil || logs.String() != "with *** and ***\n" {
+		t.Errorf("logs = %q, %v", logs.String(), err)
+	}
+	if got := before.Text("fresh-token"); got != "***" {
+		t.Errorf("a Redactor of before shows %q", got)
+	}
+}
+
+func TestNothingRunsThatMayNotBePushed(t *testing.T) {
+	t.Parallel()
+	want := builder.Errorf(builder.KindPushDenied, "preparing", "403")
+	asked := ""
+	reg := fakeRegistry{prepare: func(_ context.Context, destination string) error { asked = destination; return want }}
+	engine := func(context.Context, builder.Plan, io.Writer) (builder.Result, error) {
+		t.Error("the engine ran")
+		return builder.Result{}, nil
+	}
+	b := newBuilder(t, builder.Config{}, reg, engine)
+	plan, err := b.Plan(t.Context(), request())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Build(t.Context(), plan, io.Discard); !errors.Is(err, want) || asked != plan.Destination {
+		t.Errorf("Build = %v after asking for %q", err, asked)
+	}
+	// What ends the build while it prepares is not the registry's fault.
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reg.prepare = func(context.Context, string) error { cancel(builder.ErrShutdown); return want }
+	_, err = newBuilder(t, builder.Config{}, reg, engine).Build(ctx, plan, io.Discard)
+	wantKind(t, err, builder.KindInterrupted)
+}
+
+func TestEveryStepUsesThePlansCredentials(t *testing.T) {
+	t.Parallel()
+	var names []string
+	reg := fakeRegistry{with: func(secret string) { names = append(names, secret) }}
+	b := newBuilder(t, builder.Config{}, reg, pushed)
+	r := request()
+	r.RegistrySecret = "team"
+	plan, err := b.Plan(t.Context(), r)
+	if err != nil || plan.RegistrySecret != "team" {
+		t.Fatalf("Plan = %q, %v", plan.RegistrySecret, err)
+	}
+	if _, err := b.Build(t.Context(), plan, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.Verify(t.Context(), plan, "x"), b.Tag(t.Context(), plan, "x")); err != nil {
+		t.Fatal(err)
+	}
+	// Resolve, Prepare, Verify of what was pushed, Verify, Tag.
+	if want := []string{"team", "team", "team", "team", "team"}; !slices.Equal(names, want) {
+		t.Errorf("secrets are %q, want %q", names, want)
+	}
+	if other, err := b.Plan(t.Context(), request()); err != nil || other.BuildID != plan.BuildID {
+		t.Errorf("who pushes is part of the identity (%v)", err)
 	}
 }
 

@@ -15,7 +15,24 @@ func digest(digit string) string { return "sha256:" + strings.Repeat(digit, 64) 
 // fakeRegistry answers as it is told. Nil functions succeed.
 type fakeRegistry struct {
 	resolve func(ref, platform string) (builder.Image, error)
+	prepare func(ctx context.Context, destination string) error
 	verify  func(ctx context.Context, imageRef string) error
+	// with notes the secrets that were asked for.
+	with func(secret string)
+}
+
+func (f fakeRegistry) With(secret string) builder.Registry {
+	if f.with != nil {
+		f.with(secret)
+	}
+	return f
+}
+
+func (f fakeRegistry) Prepare(ctx context.Context, destination string) error {
+	if f.prepare == nil {
+		return nil
+	}
+	return f.prepare(ctx, destination)
 }
 
 func (f fakeRegistry) Resolve(_ context.Context, ref, platform string) (builder.Image, error) {
@@ -58,9 +75,9 @@ func request() builder.Request {
 	}
 }
 
-func newBuilder(t *testing.T, cfg builder.Config, reg builder.Registry, engine engineFunc, secrets ...string) *builder.Builder {
+func newBuilder(t *testing.T, cfg builder.Config, reg builder.Registry, engine engineFunc, known ...*builder.Redactor) *builder.Builder {
 	t.Helper()
-	b, err := builder.New(cfg, builder.Lookup{Registry: reg}, engine, secrets...)
+	b, err := builder.New(cfg, builder.Lookup{Registry: reg}, engine, known...)
 	if err != nil {
 		t.Fatal(err)
 	}

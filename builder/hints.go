@@ -28,9 +28,9 @@ func (k Kind) Hint() string {
 	case KindRequirementsFailed:
 		return "Read the last lines of the log; check names and versions of the requirements and that the package index can be reached."
 	case KindPushDenied:
-		return "Give the worker credentials that may push to the target's repository, or choose another target image."
+		return "Give the worker, or the function by spec.build.secret, credentials that may push to the target's repository, or choose another target image."
 	case KindPullDenied:
-		return "Check the name of the image, since some registries answer like this for one that does not exist, or give the worker credentials that may pull it."
+		return "Check the name of the image, since some registries answer like this for one that does not exist, or give the worker, or the function by spec.build.secret, credentials that may pull it."
 	case KindTimeout:
 		return "Make the build faster, or raise options.timeout (a Go duration such as 1h)."
 	case KindOutOfMemory:

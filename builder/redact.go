@@ -6,11 +6,13 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"iter"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // mask stands where a secret stood.
@@ -26,17 +28,76 @@ const maxRounds = 16
 // openUserInfo finds a URL's authority that the end of the text cuts off.
 var openUserInfo = regexp.MustCompile(`(://)[^/?#\s"'<>]+$`)
 
+// maxLearned bounds how many values a Redactor learns.
+const maxLearned = 500
+
 // Redactor replaces secrets in text. Safe for concurrent use.
 type Redactor struct {
 	// forms are how secrets may appear.
 	forms []string
+	// others are what this one hides too.
+	others []*Redactor
+
+	mu sync.Mutex
+	// learned are the values of Learn, the newest last, and late their forms.
+	learned []string
+	late    atomic.Pointer[[]string]
 }
 
 // NewRedactor returns a Redactor for the values, each as it is, escaped as in URLs
 // and in JSON, and in base64. A value of several lines is redacted line by line.
 // Values and lines of fewer than 4 bytes, without surrounding white space, are
 // ignored. User info in URLs is redacted always.
-func NewRedactor(values ...string) *Redactor {
+func NewRedactor(values ...string) *Redactor { return &Redactor{forms: allForms(values)} }
+
+// Learn adds values that became known later, tokens for example: they are hidden from
+// now on, also by Redactors and Writers that were made before. Of those that were
+// learned, the 500 that were learned last are kept.
+func (r *Redactor) Learn(values ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changed := false
+	for _, value := range values {
+		known := slices.Index(r.learned, value)
+		if known >= 0 {
+			r.learned = slices.Delete(r.learned, known, known+1)
+		}
+		r.learned = append(r.learned, value)
+		changed = changed || known < 0
+	}
+	if !changed {
+		return
+	}
+	r.learned = slices.Delete(r.learned, 0, max(0, len(r.learned)-maxLearned))
+	forms := allForms(r.learned)
+	r.late.Store(&forms)
+}
+
+// all returns every form that is hidden.
+func (r *Redactor) all() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		var late []string
+		if learned := r.late.Load(); learned != nil {
+			late = *learned
+		}
+		for _, forms := range [][]string{r.forms, late} {
+			for _, form := range forms {
+				if !yield(form) {
+					return
+				}
+			}
+		}
+		for _, other := range r.others {
+			for form := range other.all() {
+				if !yield(form) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func allForms(values []string) []string {
 	var forms []string
 	add := func(value string) {
 		if value = strings.TrimSpace(value); len(value) >= minSecret {
@@ -51,7 +112,7 @@ func NewRedactor(values ...string) *Redactor {
 	}
 	// The longest first, so that a secret that contains another is one mask.
 	slices.SortFunc(forms, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
-	return &Redactor{forms: slices.Compact(forms)}
+	return slices.Compact(forms)
 }
 
 func formsOf(value string) []string {
@@ -97,7 +158,7 @@ func (r *Redactor) Text(s string) string {
 // once replaces every byte that is part of any form, also where forms overlap.
 func (r *Redactor) once(s string) (string, bool) {
 	var hits [][2]int
-	for _, form := range r.forms {
+	for form := range r.all() {
 		for from := 0; ; {
 			i := strings.Index(s[from:], form)
 			if i < 0 {
@@ -128,7 +189,7 @@ func (r *Redactor) once(s string) (string, bool) {
 // beginning of a secret.
 func (r *Redactor) cutOff(s string) string {
 	keep := len(s)
-	for _, form := range r.forms {
+	for form := range r.all() {
 		for i := max(0, len(s)-len(form)+1); i < keep; i++ {
 			if strings.HasPrefix(form, s[i:]) {
 				keep = i

@@ -3,6 +3,7 @@ package builder_test
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"strings"
@@ -189,4 +190,55 @@ func FuzzRedactor(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestRedactorLearns(t *testing.T) {
+	t.Parallel()
+	r := builder.NewRedactor("from-the-start")
+	var out strings.Builder
+	w := r.Writer(&out)
+	r.Learn("learned-1", "", "abc")
+	r.Learn("learned-1", "two\nlines-of-it")
+	_, _ = io.WriteString(w, "from-the-start learned-1 "+base64.StdEncoding.EncodeToString([]byte("learned-1"))+" abc lines-of-it\n")
+	if want := "*** *** *** abc ***\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+func TestRedactorForgetsTheOldestOnly(t *testing.T) {
+	t.Parallel()
+	r := builder.NewRedactor("from-the-start")
+	r.Learn("the-oldest", "used-again")
+	values := make([]string, 0, 499)
+	for i := range 499 {
+		values = append(values, fmt.Sprintf("token-%d", i))
+	}
+	r.Learn("used-again")
+	r.Learn(values...)
+	for text, want := range map[string]string{
+		"from-the-start": "***", "the-oldest": "the-oldest", "used-again": "***", "<token-0>": "<***>", "<token-498>": "<***>",
+	} {
+		if got := r.Text(text); got != want {
+			t.Errorf("%s is shown as %s, want %s", text, got, want)
+		}
+	}
+}
+
+func TestRedactorIsSafeForConcurrentUse(t *testing.T) {
+	t.Parallel()
+	r := builder.NewRedactor()
+	w := r.Writer(io.Discard)
+	var group sync.WaitGroup
+	for i := range 4 {
+		group.Go(func() {
+			for n := range 50 {
+				r.Learn(fmt.Sprintf("token-%d-%d", i, n))
+				if got := r.Text(fmt.Sprintf("<token-%d-%d>", i, n)); got != "<***>" {
+					t.Errorf("shown: %s", got)
+				}
+				_, _ = io.WriteString(w, "token\n")
+			}
+		})
+	}
+	group.Wait()
 }

@@ -3,6 +3,8 @@ package builder
 import (
 	"encoding/json"
 	"time"
+
+	"kiln/builder/nuclio"
 )
 
 // Request is what a user asks for, after every rule of MLRun was applied
@@ -47,6 +49,9 @@ type Request struct {
 	Timeout time.Duration
 	// Platform is os/arch[/variant]. Empty: the configured default.
 	Platform string
+	// Nuclio is what Nuclio makes the function of, in place of a build; nil: Nuclio has
+	// no part in it.
+	Nuclio *nuclio.Spec
 	// Rebuild ignores an identical finished build (force_build, options.no_cache).
 	Rebuild bool
 }

@@ -19,9 +19,9 @@ type Source struct {
 	First bool
 	// Order says in a sentence why it comes first or last.
 	Order string
-	// Version is what the URL stood for when it was pinned: "git:<commit>[:<folder>]" or
-	// "sha256:<hex>" of the bytes. The same version is always the same tree. Empty: not
-	// pinned yet.
+	// Version is what the URL stood for when it was pinned: "git:<commit>[:<folder>]",
+	// "sha256:<hex>" of the bytes of an archive, or "sha256:<hex>:<name>" of a single
+	// file. The same version is always the same tree. Empty: not pinned yet.
 	Version string
 }
 

@@ -140,7 +140,8 @@ type BuildCompleted struct {
 	Outcome   Outcome  `json:"outcome"`
 	// Reason is a sentence: why it was or was not built.
 	Reason string `json:"reason"`
-	// Image is the reference as the user named it.
+	// Image is the reference as the user named it; of a function that Nuclio deployed,
+	// as Nuclio reports it.
 	Image string `json:"image"`
 	// Digest and ImageRef ("repo@sha256:…") are empty when nothing was built.
 	Digest   string  `json:"digest,omitempty"`

@@ -38,7 +38,7 @@ type Config struct {
 	Function function.Config
 }
 
-// Deps are what a Worker works with. All but Metrics are required.
+// Deps are what a Worker works with. All but Nuclio and Metrics are required.
 type Deps struct {
 	Queue     Queue
 	Publisher Publisher
@@ -46,6 +46,8 @@ type Deps struct {
 	Logs      LogStore
 	Builder   *builder.Builder
 	Log       zerolog.Logger
+	// Nuclio may be nil: functions that Nuclio builds are then left to whoever deploys them.
+	Nuclio Nuclio
 	// Metrics may be nil.
 	Metrics *Metrics
 }

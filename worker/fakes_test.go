@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"kiln/builder"
 	"kiln/events"
 )
 
@@ -249,4 +250,16 @@ func (l *memLogs) all() string {
 		b.Write(text.Bytes())
 	}
 	return b.String()
+}
+
+// storeOf has the same secrets for every project.
+type storeOf map[string]string
+
+func (s storeOf) Secrets(context.Context, string) (map[string]string, error) { return s, nil }
+
+// failingStore cannot be read.
+type failingStore struct{}
+
+func (failingStore) Secrets(context.Context, string) (map[string]string, error) {
+	return nil, builder.Errorf(builder.KindUnavailable, "reading secrets", "no such folder")
 }

@@ -25,10 +25,7 @@ func (w *Worker) fulfil(ctx context.Context, t *task) (*events.BuildCompleted, e
 	t.subject = events.Function{Project: request.Project, Name: request.Name, Tag: request.Tag}
 	t.image = request.UserImage
 	if !request.Decision.Build {
-		t.image = request.Decision.Image
-		return &events.BuildCompleted{
-			Outcome: events.OutcomeNotNeeded, Reason: request.Decision.Reason, Image: t.image,
-		}, nil
+		return w.leave(ctx, t, request)
 	}
 	plan, err := w.deps.Builder.Plan(ctx, request)
 	if err != nil {
@@ -62,7 +59,7 @@ func (w *Worker) obtain(ctx context.Context, t *task, request builder.Request) (
 		// Built for this very request, now or before an interruption.
 		outcome, t.buildMS = events.OutcomeBuilt, done.BuildMS
 	}
-	if err := w.deps.Builder.Tag(ctx, done.ImageRef, t.plan.Target); err != nil {
+	if err := w.deps.Builder.Tag(ctx, t.plan, done.ImageRef); err != nil {
 		return nil, err
 	}
 	return &events.BuildCompleted{
@@ -81,7 +78,7 @@ func (w *Worker) reusable(ctx context.Context, t *task, request builder.Request,
 	if request.Rebuild && r.RequestID != t.id {
 		return "A new build was asked for, although an identical one is finished.", false, nil
 	}
-	err = w.deps.Builder.Verify(ctx, r.ImageRef)
+	err = w.deps.Builder.Verify(ctx, t.plan, r.ImageRef)
 	switch {
 	case err == nil && r.RequestID == t.id:
 		return request.Decision.Reason, true, nil

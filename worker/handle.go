@@ -78,8 +78,7 @@ func (w *Worker) process(ctx context.Context, t *task) verdict {
 	case fateHandBack:
 		return verdict{answer: answerNak, code: string(builder.KindInterrupted)}
 	case fateWait:
-		busy, _ := errors.AsType[*busyError](err)
-		return verdict{answer: answerNak, delay: busy.wait, code: "busy"}
+		return w.wait(ctx, t, record, err)
 	case fateRetry:
 		return w.retry(ctx, t, record, err)
 	case fateSettle:
@@ -103,6 +102,22 @@ func (w *Worker) retry(ctx context.Context, t *task, record entry[requestRecord]
 		t.log.Warn().Err(err).Msg("cannot count the try")
 	}
 	return verdict{answer: answerNak, delay: w.delay(next.Tries), code: string(builder.KindUnavailable)}
+}
+
+// wait hands the request back until somebody else is done with its work. When it was
+// handled first is kept: a limit of time begins there.
+func (w *Worker) wait(ctx context.Context, t *task, record entry[requestRecord], cause error) verdict {
+	busy, _ := errors.AsType[*busyError](cause)
+	if record.value.Started.IsZero() {
+		next := record.value
+		next.RequestID, next.Content, next.Started = t.id, t.content, t.started
+		end, cancel := detached(ctx)
+		defer cancel()
+		if err := record.store(end, w.deps.Ledger, next); err != nil {
+			t.log.Warn().Err(err).Msg("cannot record the start")
+		}
+	}
+	return verdict{answer: answerNak, delay: busy.wait, code: "busy"}
 }
 
 // stalled answers when not even the ledger can be read or written.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"kiln/builder/nuclio"
 	"kiln/events"
 )
 
@@ -52,6 +53,15 @@ type LogStore interface {
 	// Open returns a writer for the log of one attempt. Writes are whole lines.
 	// Close flushes and marks the end of the attempt's log.
 	Open(buildID string, attempt int) io.WriteCloser
+}
+
+// Nuclio builds and deploys functions that are not built here.
+type Nuclio interface {
+	// Deploy brings the function to Nuclio for the request, once however often it is
+	// called, and returns how far Nuclio is; it does not wait for the end. The status
+	// holds Nuclio's log also with an error. Errors are *builder.Error. Safe for
+	// concurrent use.
+	Deploy(ctx context.Context, requestID string, f nuclio.Function) (nuclio.Status, error)
 }
 
 // Errors of a Ledger.

@@ -75,9 +75,12 @@ type bundle struct {
 	runs   atomic.Int32
 	cfg    Config
 	engine engineFunc
-	worker *Worker
-	stop   context.CancelFunc
-	done   chan struct{}
+	// nuclio and secrets may be nil.
+	nuclio  Nuclio
+	secrets builder.SecretStore
+	worker  *Worker
+	stop    context.CancelFunc
+	done    chan struct{}
 }
 
 func setup(t *testing.T, change func(*bundle)) *bundle {
@@ -117,7 +120,7 @@ func (b *bundle) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	engine := b.engine
-	bld, err := builder.New(builder.Config{}, builder.Lookup{Registry: reg}, engineFunc(func(ctx context.Context, p builder.Plan, l io.Writer) (builder.Result, error) {
+	bld, err := builder.New(builder.Config{}, builder.Lookup{Registry: reg, Secrets: b.secrets}, engineFunc(func(ctx context.Context, p builder.Plan, l io.Writer) (builder.Result, error) {
 		b.runs.Add(1)
 		return engine(ctx, p, l)
 	}))
@@ -125,7 +128,7 @@ func (b *bundle) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	w, err := New(b.cfg, Deps{
-		Queue: b.queue, Publisher: b.stream, Ledger: b.ledger, Logs: b.logs, Builder: bld, Log: zerolog.New(zerolog.NewTestWriter(t)),
+		Queue: b.queue, Publisher: b.stream, Ledger: b.ledger, Logs: b.logs, Builder: bld, Nuclio: b.nuclio, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -168,11 +171,15 @@ func (b *bundle) request(id string, spec map[string]any, top map[string]any) eve
 		"kind": "job", "metadata": map[string]any{"name": "trainer", "project": "demo"}, "spec": spec,
 	}}
 	maps.Copy(body, top)
-	raw, err := json.Marshal(body)
+	return bare(id, mustJSON(body))
+}
+
+func mustJSON(value any) []byte {
+	raw, err := json.Marshal(value)
 	if err != nil {
 		panic(err)
 	}
-	return bare(id, raw)
+	return raw
 }
 
 func bare(id string, raw []byte) events.Message {
@@ -430,9 +437,12 @@ func TestBadInputEndsInOneFailureThatSaysWhatToDo(t *testing.T) {
 		"image is no reference": {func(b *bundle) []byte {
 			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "image": "bad image", "commands": []string{"ls"}}}, nil).Data
 		}, want{Code: "invalid_request", Text: "build.image"}},
-		"field of a later version": {func(b *bundle) []byte {
-			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "git://x/y", "secret": "s", "commands": []string{"ls"}}}, nil).Data
-		}, want{Code: "invalid_request", Text: "spec.build.secret"}},
+		"source of MLRun's own": {func(b *bundle) []byte {
+			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "store://x/y"}}, nil).Data
+		}, want{Code: "invalid_request", Text: "spec.build.source"}},
+		"source that is on no worker": {func(b *bundle) []byte {
+			return b.request("", map[string]any{"build": map[string]any{"base_image": "a", "source": "./code.zip", "commands": []string{"ls"}}}, nil).Data
+		}, want{Code: "invalid_request", Text: "spec.build.source"}},
 		"NUL in a command": {func(b *bundle) []byte { return b.request("", b.spec("echo \x00"), nil).Data }, want{Code: "invalid_request"}},
 		"base does not exist": {func(b *bundle) []byte {
 			return b.request("", map[string]any{"build": map[string]any{"base_image": b.registry + "/nope:1", "commands": []string{"ls"}, "with_mlrun": false}}, nil).Data

@@ -88,8 +88,9 @@ func busybox() string {
 }
 
 // PushBase pushes a small image with busybox's /bin/sh and tools to repository and
-// returns it, pinned. Without a static busybox on this machine the test is skipped.
-func PushBase(tb testing.TB, repository string) builder.Image {
+// returns it, pinned. Options are those of the push. Without a static busybox on this
+// machine the test is skipped.
+func PushBase(tb testing.TB, repository string, options ...remote.Option) builder.Image {
 	tb.Helper()
 	file := busybox()
 	if file == "" {
@@ -129,7 +130,7 @@ func PushBase(tb testing.TB, repository string) builder.Image {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return pushImage(tb, img, repository+":latest")
+	return pushImage(tb, img, repository+":latest", options...)
 }
 
 func image(layer []byte) (v1.Image, error) {
@@ -148,13 +149,13 @@ func image(layer []byte) (v1.Image, error) {
 	return mutate.AppendLayers(img, l)
 }
 
-func pushImage(tb testing.TB, img v1.Image, target string) builder.Image {
+func pushImage(tb testing.TB, img v1.Image, target string, options ...remote.Option) builder.Image {
 	tb.Helper()
 	ref, err := name.ParseReference(target)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := remote.Write(ref, img); err != nil {
+	if err := remote.Write(ref, img, options...); err != nil {
 		tb.Fatal(err)
 	}
 	digest, err := img.Digest()

@@ -149,9 +149,11 @@ func checkRenders(t *testing.T, req builder.Request) {
 	for i, arg := range req.BuildArgs {
 		names[i] = arg.Name
 	}
-	_, _, err := dockerfile.Render(dockerfile.Spec{
-		Base: req.Base, Args: names, Commands: req.Commands, Requirements: req.Requirements, Extra: req.Extra,
-	})
+	spec := dockerfile.Spec{Base: req.Base, Args: names, Commands: req.Commands, Requirements: req.Requirements, Extra: req.Extra}
+	if s := req.Source; s != nil {
+		spec.Source = &dockerfile.Source{Dir: builder.SourceDir, Target: s.Target, Owner: s.Owner, First: s.First}
+	}
+	_, _, err := dockerfile.Render(spec)
 	if err != nil {
 		t.Errorf("Render: %v", err)
 	}

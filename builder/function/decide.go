@@ -2,21 +2,10 @@ package function
 
 import (
 	"fmt"
-	"maps"
-	"regexp"
-	"slices"
 	"strings"
 
 	"kiln/builder"
 	"kiln/builder/dockerfile"
-)
-
-var (
-	// secretName finds names whose values must not be shown. Short words have to
-	// be a part of the name, or end one.
-	secretName = regexp.MustCompile(`TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|KEYS?(?:_|$)|(?:^|_)(?:PASS|PWD|AUTH|PAT)(?:_|$)`)
-	// urlPassword finds a password inside an address.
-	urlPassword = regexp.MustCompile(`://[^/\s@]*:[^/\s@]+@`)
 )
 
 // baseImage is an image and what named it, for reasons.
@@ -29,23 +18,39 @@ type baseImage struct {
 // String names the image and where it was written.
 func (b baseImage) String() string { return b.from + " " + b.text }
 
-// base returns the image to start from: base_image, image, the image of the kind,
-// the default.
+// base returns the image to start from, completed: base_image, image, the project's
+// default, for Spark the one that is configured for it, the image of the kind, the
+// default. Spark functions have no use for the default, which lacks Spark, and the
+// image of a project none for the images of its functions, itself among them.
 func (r resolver) base() baseImage {
-	return r.firstImage(
-		baseImage{from: "spec.build.base_image", text: r.fn.base},
-		baseImage{from: "spec.image", text: r.fn.image},
-		r.kindImage(),
-		baseImage{from: "the default base image", text: r.config.DefaultBaseImage},
-	)
+	candidates := []baseImage{
+		{from: "spec.build.base_image", text: r.fn.base},
+		{from: "spec.image", text: r.fn.image},
+	}
+	if !r.makesProjectImage() {
+		candidates = append(candidates, r.projectImage(), r.sparkImage(), r.kindImage())
+	}
+	if !r.fn.isSpark() {
+		candidates = append(candidates, baseImage{from: "the default base image", text: r.config.DefaultBaseImage})
+	}
+	return r.firstImage(r.enrich, candidates...)
+}
+
+func (r resolver) projectImage() baseImage {
+	return baseImage{from: "the default image of project " + r.fn.project, text: r.fn.projectImage}
 }
 
 func (r resolver) kindImage() baseImage {
 	return baseImage{from: "the default image of kind " + r.fn.kind, text: r.config.ImageByKind[r.fn.kind]}
 }
 
+// asWritten parses an image without completing it.
+func (r resolver) asWritten(_, text string) (image, error) {
+	return parseImage(r.config.Registry, text)
+}
+
 // firstImage parses the first candidate that is written, if any.
-func (r resolver) firstImage(candidates ...baseImage) baseImage {
+func (r resolver) firstImage(parse func(path, text string) (image, error), candidates ...baseImage) baseImage {
 	for _, c := range candidates {
 		if c.text == "" {
 			continue
@@ -55,7 +60,7 @@ func (r resolver) firstImage(candidates ...baseImage) baseImage {
 			return c
 		}
 		var err error
-		if c.image, err = parseImage(r.config.Registry, c.text); err != nil {
+		if c.image, err = parse(c.from, c.text); err != nil {
 			r.faults.check(c.from, err)
 		}
 		return c
@@ -63,32 +68,70 @@ func (r resolver) firstImage(candidates ...baseImage) baseImage {
 	return baseImage{}
 }
 
-// notNeeded returns the decision of a function that needs no build.
-func (r resolver) notNeeded(add additions) (builder.Decision, bool) {
-	if r.in.SkipDeployed && r.fn.image != "" {
-		img := r.firstImage(baseImage{from: "spec.image", text: r.fn.image})
-		return builder.Decision{
-			Image:  img.ref,
-			Reason: fmt.Sprintf("No build is needed: skip_deployed is set, and the function has an image, %s.", img),
-		}, true
-	}
-	if r.in.ForceBuild || !add.empty() {
-		return builder.Decision{}, false
-	}
-	img := r.firstImage(
+// runnable returns the image of a function that is not built.
+func (r resolver) runnable() baseImage {
+	return r.firstImage(
+		r.asWritten,
 		baseImage{from: "spec.image", text: r.fn.image},
+		r.projectImage(),
 		baseImage{from: "spec.build.base_image", text: r.fn.base},
+		r.sparkImage(),
 		r.kindImage(),
 	)
+}
+
+// deployed says why MLRun takes a function for one that has its image, or "".
+func (r resolver) deployed(add additions) string {
+	bare := r.fn.source == "" && len(r.fn.commands) == 0 && add.extra == ""
+	switch {
+	case r.fn.image != "":
+		return "the function has an image"
+	case r.fn.isSpark() && bare:
+		return "a function of kind " + r.fn.kind + " without source, commands and extra is always deployed"
+	case r.fn.embedded:
+		return "a dask function that is not remote is always deployed"
+	default:
+		return ""
+	}
+}
+
+// notNeeded returns the decision of a function that needs no build.
+func (r resolver) notNeeded(add additions) (builder.Decision, bool) {
+	if why := r.deployed(add); r.in.SkipDeployed && why != "" {
+		if img := r.runnable(); img.text != "" {
+			return builder.Decision{
+				Image:  img.ref,
+				Reason: fmt.Sprintf("No build is needed: skip_deployed is set, and %s, %s.", why, img),
+			}, true
+		}
+	}
+	if r.in.ForceBuild || r.makesProjectImage() {
+		return builder.Decision{}, false
+	}
+	if r.fn.kind == "application" && r.fn.image != "" && !add.empty() {
+		img := r.runnable()
+		return builder.Decision{
+			Image:  img.ref,
+			Reason: fmt.Sprintf("No build is needed: an application that has an image is built when it is forced only, and this one has %s.", img),
+		}, true
+	}
+	if !add.empty() {
+		return builder.Decision{}, false
+	}
+	img := r.runnable()
 	if img.text == "" {
 		r.faults.add("spec.image", "is not set, kind %s has no default image, and there is nothing to build: "+
-			"set spec.image, or spec.build with commands, requirements or extra", r.fn.kind)
+			"set spec.image, or spec.build with commands, requirements, a source or extra", r.fn.kind)
 	}
-	return builder.Decision{
-		Image: img.ref,
-		Reason: fmt.Sprintf("No build is needed: %s is used as it is, since the function adds no commands, requirements or extra.",
-			img),
-	}, true
+	return builder.Decision{Image: img.ref, Reason: fmt.Sprintf("No build is needed: %s is used as it is, since %s.", img, r.nothing())}, true
+}
+
+// nothing says that there is nothing to add.
+func (r resolver) nothing() string {
+	if r.fn.source != "" {
+		return "the function adds no commands, requirements or extra, and loads its source when it runs"
+	}
+	return "the function adds no commands, requirements, source or extra"
 }
 
 // whyBuild returns the reason of a build.
@@ -100,11 +143,17 @@ func (r resolver) whyBuild(base baseImage, add additions) string {
 	if n := add.userRequirements; n > 0 {
 		parts = append(parts, plural(n, "requirement"))
 	}
+	if add.source != nil {
+		parts = append(parts, "its source")
+	}
 	if add.extra != "" {
 		parts = append(parts, "extra Dockerfile text")
 	}
 	if add.mlrun {
 		parts = append(parts, "mlrun ("+r.whyMLRun()+")")
+	}
+	if len(parts) == 0 && !r.in.ForceBuild {
+		return fmt.Sprintf("A build is needed: the image of project %s is made of %s as it is.", r.fn.project, base)
 	}
 	if len(parts) == 0 {
 		return fmt.Sprintf("A build is needed: force_build is set; the function adds nothing to %s.", base)
@@ -118,49 +167,24 @@ func (r resolver) whyMLRun() string {
 		return "the request sets with_mlrun"
 	case r.fn.withMLRun != nil:
 		return "spec.build.with_mlrun is set"
-	case r.fn.kind == "spark":
+	case r.config.WithMLRun == WithMLRunAlways:
+		return "the configuration says always, with_mlrun: false leaves it out"
+	case r.fn.kind == KindSpark:
 		return "the default for kind spark, with_mlrun: false leaves it out"
 	default:
 		return "the default for a base image without it, with_mlrun: false leaves it out"
 	}
 }
 
-// nuclio decides about a kind whose images Nuclio makes.
-func (r resolver) nuclio() builder.Decision {
-	work := r.work()
-	for _, path := range r.fn.unsupported {
-		if path == "spec.build.source" || path == "spec.build.extra_args" {
-			work = append(work, path)
-		}
-	}
-	if len(work) > 0 {
-		r.faults.add("kind", "Nuclio builds the images of kind %s, not Kiln, so that %s cannot be added here; "+
-			"deploy the function with Nuclio, or take it out", r.fn.kind, and(work))
-	}
-	img := r.firstImage(
-		baseImage{from: "spec.image", text: r.fn.image},
-		baseImage{from: "spec.build.base_image", text: r.fn.base},
-		r.kindImage(),
-	)
-	if img.text == "" {
-		r.faults.add("spec.image", "is not set, and kind %s has no default image", r.fn.kind)
-	}
-	return builder.Decision{
-		Image: img.ref,
-		Reason: fmt.Sprintf("No build is needed: Nuclio builds the images of kind %s when they are deployed, and this function adds nothing to %s.",
-			r.fn.kind, img),
-	}
-}
-
 // local decides about a kind that runs in the environment of its caller.
 func (r resolver) local() builder.Decision {
-	img := r.firstImage(baseImage{from: "spec.image", text: r.fn.image})
+	img := r.firstImage(r.asWritten, baseImage{from: "spec.image", text: r.fn.image})
 	if img.text == "" {
 		r.faults.add("kind", "functions of kind %s run where they are called, and no image is built for them; "+
 			"set spec.image to have one reported", r.fn.kind)
 	}
 	reason := fmt.Sprintf("No build is needed: functions of kind %s run where they are called; %s is left as it is.", r.fn.kind, img)
-	if work := append(r.work(), r.fn.unsupported...); len(work) > 0 {
+	if work := r.work(); len(work) > 0 {
 		reason += fmt.Sprintf(" Not used: %s.", and(work))
 	}
 	return builder.Decision{Image: img.ref, Reason: reason}
@@ -178,44 +202,16 @@ func (r resolver) work() []string {
 	if strings.TrimSpace(r.fn.extra) != "" {
 		work = append(work, "spec.build.extra")
 	}
+	if r.fn.source != "" && !r.fn.loadOnRun {
+		work = append(work, "spec.build.source")
+	}
+	if strings.TrimSpace(r.fn.extraArgs) != "" {
+		work = append(work, "spec.build.extra_args")
+	}
 	if r.in.ForceBuild {
 		work = append(work, "force_build")
 	}
 	return work
-}
-
-func (r resolver) refuse(paths []string) {
-	for _, path := range paths {
-		r.faults.add(path, "is not supported yet; take it out, since the build would not follow it")
-	}
-}
-
-// buildArgs merges builder_env of the function and of the request, in order of
-// names.
-func (r resolver) buildArgs() []builder.Arg {
-	env := maps.Clone(r.fn.env)
-	paths := make(map[string]string, len(env)+len(r.in.BuilderEnv))
-	for name := range env {
-		paths[name] = "spec.build.builder_env"
-	}
-	if env == nil {
-		env = make(map[string]string, len(r.in.BuilderEnv))
-	}
-	for name, value := range r.in.BuilderEnv {
-		env[name], paths[name] = value, "builder_env"
-	}
-	args := make([]builder.Arg, 0, len(env))
-	for _, name := range slices.Sorted(maps.Keys(env)) {
-		value := env[name]
-		if err := dockerfile.CheckName(name); err != nil {
-			r.faults.check(fmt.Sprintf("%s[%.80q]", paths[name], name), err)
-		} else if strings.Contains(value, "\x00") {
-			r.faults.add(paths[name]+"."+name, "holds a NUL byte")
-		}
-		secret := secretName.MatchString(strings.ToUpper(name)) || urlPassword.MatchString(value)
-		args = append(args, builder.Arg{Name: name, Value: value, Secret: secret})
-	}
-	return args
 }
 
 // specifier returns the requirement for mlrun that the request asks for.

@@ -3,6 +3,7 @@ package function
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // faults collects everything that is wrong with a request.
@@ -17,6 +18,16 @@ func (f *faults) add(path, format string, args ...any) {
 func (f *faults) check(path string, err error) {
 	if err != nil {
 		f.errs = append(f.errs, fmt.Errorf("%s: %w", path, err))
+	}
+}
+
+// split notes each line of err as a fault of the field at path.
+func (f *faults) split(path string, err error) {
+	if err == nil {
+		return
+	}
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		f.check(path, errors.New(line))
 	}
 }
 

@@ -1,21 +1,21 @@
 // Package function resolves an MLRun function object and the configuration into a
 // builder.Request: whether a build is needed at all, from which base, to which
-// target, with which commands, requirements, build arguments and extra text.
+// target, with which commands, requirements, source, build arguments and extra text.
 //
 // The rules are MLRun's own, of its client and its server together. The code is
 // pure: nothing is looked up, and no input is changed. Where the behaviour of MLRun
 // is a known fault (extra text that is lost, images compared by substring, lists
-// that grow with every deploy) the sane behaviour is taken instead;
-// testdata/cases.json records rules and differences case by case.
+// that grow with every deploy) the sane behaviour is taken instead. testdata holds
+// MLRun's behaviour case by case, and docs/mlrun-compat.md the differences.
 //
 // Fields with no effect on the image are accepted as they are: code_origin,
-// origin_filename and auto_build of spec.build, and functionSourceCode, which must
-// be base64 and reaches the function at run time. Fields that would change the
-// build and are not supported are refused by name. Unknown keys are ignored.
+// origin_filename, registry and auto_build of spec.build, and functionSourceCode,
+// which must be base64 and reaches the function at run time. Unknown keys are ignored.
 package function
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"kiln/builder"
@@ -28,10 +28,12 @@ type Input struct {
 	// Function is the MLRun function object: kind, metadata, spec.
 	Function json.RawMessage
 	// WithMLRun asks for mlrun in the image. Nil: spec.build.with_mlrun decides, else
-	// the rule of MLRun's client: only when spec.build.base_image names an image that
-	// is not one of MLRun's, and always for kind spark.
+	// Config.WithMLRun does, which by default is the rule of MLRun's client: only when
+	// spec.build.base_image names an image that is not one of MLRun's, and always for
+	// kind spark.
 	WithMLRun *bool
-	// SkipDeployed answers "no build" when spec.image is set. It wins over ForceBuild.
+	// SkipDeployed answers "no build" when spec.image is set, which a project's default
+	// image does not do. It wins over ForceBuild.
 	SkipDeployed bool
 	// ForceBuild builds even when there is nothing to add.
 	ForceBuild bool
@@ -49,7 +51,8 @@ type Input struct {
 	LayerOrder string
 	// Secrets are the names of the project's secrets that the build may see. Nil: all.
 	Secrets []string
-	// ClientVersion and ClientPythonVersion are those of MLRun's client.
+	// ClientVersion and ClientPythonVersion are those of MLRun's client. The version goes
+	// before Config.MLRunVersion.
 	ClientVersion, ClientPythonVersion string
 }
 
@@ -63,7 +66,10 @@ func Resolve(c Config, in Input) (builder.Request, error) {
 	var f faults
 	f.join(c.Validate())
 	c = c.withDefaults()
-	r := resolver{config: c, in: in, fn: readFunction(in.Function, &f), faults: &f}
+	r := resolver{config: c, in: in, fn: readFunction(in.Function, &f), faults: &f, notes: &notes{}}
+	var known bool
+	r.project, known = c.Projects[r.fn.project]
+	r.fn.enrich(r.project, known)
 	req := r.request()
 	if err := f.err(); err != nil {
 		return builder.Request{}, &builder.Error{Kind: builder.KindInvalidRequest, Op: "checking the request", Err: err}
@@ -73,10 +79,12 @@ func Resolve(c Config, in Input) (builder.Request, error) {
 
 // resolver holds the parts of one Resolve.
 type resolver struct {
-	config Config
-	in     Input
-	fn     spec
-	faults *faults
+	config  Config
+	in      Input
+	fn      spec
+	project Project
+	faults  *faults
+	notes   *notes
 }
 
 func (r resolver) request() builder.Request {
@@ -91,15 +99,16 @@ func (r resolver) request() builder.Request {
 	}
 	args := r.buildArgs()
 	specifier := r.specifier()
+	r.layerOrder()
+	r.checkVersions()
 	if !r.fn.readable {
 		return req
 	}
 	switch r.fn.class() {
 	case classBuilt:
-		r.refuse(r.fn.unsupported)
 		r.resolveBuilt(&req, args, specifier)
 	case classNuclio:
-		req.Decision = r.nuclio()
+		r.resolveNuclio(&req, args, specifier)
 	case classLocal:
 		req.Decision = r.local()
 	default:
@@ -116,13 +125,24 @@ func (r resolver) resolveBuilt(req *builder.Request, args []builder.Arg, specifi
 		req.Decision = d
 		return
 	}
-	req.Decision = builder.Decision{Build: true, Reason: r.whyBuild(base, add)}
+	if base.text == "" {
+		r.needSparkImage()
+	}
+	r.faults.check("spec.build.functionSourceCode", checkCode(r.fn.code))
 	req.Base = base.ref
 	req.Target, req.UserImage = r.target()
 	req.Commands = add.commands
 	req.Requirements = add.requirements
-	req.BuildArgs = args
+	if req.Source = add.source; req.Source != nil && checkSource(r.fn.source) == nil {
+		r.faults.check(sourcePath, checkFetched(r.fn.source))
+	}
+	req.BuildArgs, req.Flags = r.extraArgs(args)
 	req.Extra = add.extra
+	req.Secrets = slices.Clone(r.in.Secrets)
+	req.RegistrySecret = r.registrySecret(req.Target)
+	req.Verbose = r.fn.verbose
+	req.Scheduling = r.scheduling()
+	req.Decision = builder.Decision{Build: true, Reason: r.whyBuild(base, add) + r.notes.String()}
 }
 
 func (r resolver) timeout() time.Duration {

@@ -114,8 +114,12 @@ func (r resolver) target() (full, user string) {
 	}
 	bare := text
 	for _, scheme := range []string{"https://", "http://"} {
-		bare = strings.TrimPrefix(bare, scheme)
+		if cut, ok := strings.CutPrefix(bare, scheme); ok {
+			r.notes.add("%s of %s is no part of an image's name and was left out", scheme, path)
+			bare = cut
+		}
 	}
+	r.checkPrefix(path, bare)
 	img, err := parseImage(r.config.Registry, bare)
 	switch {
 	case err != nil && r.fn.target == "" && (r.fn.name == "" || r.fn.project == ""):
@@ -125,10 +129,43 @@ func (r resolver) target() (full, user string) {
 	case img.digest:
 		r.faults.add(path, "%q has a digest, which is known only after a build; name a tag", text)
 	case img.local:
-		r.faults.add(path, "%q names no registry; write .%s for the configured registry, or registry/%s", text, bare, bare)
+		r.notes.add("%s %s names no registry, so that it is one of Docker Hub's own; .%s is the one of the configured registry", path, bare, bare)
 	}
 	if r.fn.target == "" {
 		text = img.full
 	}
 	return img.full, text
+}
+
+// checkPrefix holds targets below the configured registry and repository to the
+// prefix of the function, so that functions cannot overwrite each other's images.
+func (r resolver) checkPrefix(path, text string) {
+	if r.fn.target == "" || r.config.Registry == "" {
+		return
+	}
+	host, repository := splitRegistry(r.config.Registry)
+	setDefault(&repository, defaultRepository)
+	prefix := expandTemplate(r.config.TargetNameTemplate, r.fn.project, r.fn.name)
+	for _, place := range []string{"." + repository + "/", joinPath(host, repository) + "/"} {
+		if rest, ok := strings.CutPrefix(text, place); ok && !strings.HasPrefix(rest, prefix) {
+			r.faults.add(path, "%q is below %s, where the image of this function must begin with %s; take another name or another place", text, place, prefix)
+			return
+		}
+	}
+}
+
+// registrySecret returns the credentials of the build: the function's, else the
+// configured ones for a target at the configured registry.
+func (r resolver) registrySecret(target string) string {
+	if r.fn.secret != "" || r.config.RegistrySecret == "" || r.config.Registry == "" || target == "" {
+		return r.fn.secret
+	}
+	host, _ := splitRegistry(r.config.Registry)
+	setDefault(&host, name.DefaultRegistry)
+	configured, err := name.NewRegistry(host)
+	ref, refErr := name.ParseReference(target)
+	if err != nil || refErr != nil || ref.Context().RegistryStr() != configured.RegistryStr() {
+		return ""
+	}
+	return r.config.RegistrySecret
 }

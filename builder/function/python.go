@@ -3,15 +3,19 @@ package function
 import (
 	"regexp"
 	"strings"
+
+	"kiln/builder"
 )
 
 var (
-	pipInstall = regexp.MustCompile(`\bpip[0-9.]*(?:[ \t]+-\S+)*[ \t]+install\b([^;&|\n]*)`)
-	pipWord    = regexp.MustCompile(`^pip(?:[\[=<>!~@].*)?$`)
-	mlrunWord  = regexp.MustCompile(`^(?:\S*/)?mlrun(?:\.git)?(?:[\[=<>!~@#;].*)?$`)
-	// mlrunTag is a released version or a release candidate. Images for other
-	// Pythons or for GPUs have a suffix that is no part of the version.
-	mlrunTag = regexp.MustCompile(`^(\d+\.\d+\.\d+(?:-rc\d+)?)(?:-gpu|-py\d+)?$`)
+	// The two are MLRun's own, and take "pip install --upgrade pipenv" for a pip upgrade
+	// as MLRun does.
+	pipUpgrade   = regexp.MustCompile(`pip install --upgrade .*pip`)
+	mlrunInstall = regexp.MustCompile(`pip install .*mlrun`)
+	mlrunWord    = regexp.MustCompile(`^(?:\S*/)?mlrun(?:\.git)?(?:[\[=<>!~@#;].*)?$`)
+	// mlrunTag is a version that pip can find: a release or a pre-release without
+	// hyphen. Images for other Pythons or for GPUs have a suffix that is no part of it.
+	mlrunTag = regexp.MustCompile(`^((?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)(?:-[0-9A-Za-z.]+?)??)(?:-gpu|-py\d+)?$`)
 	bareWord = regexp.MustCompile(`^[A-Za-z0-9.=~+-]*$`)
 )
 
@@ -19,6 +23,7 @@ var (
 type additions struct {
 	commands, requirements []string
 	extra                  string
+	source                 *builder.Source
 	// mlrun says that mlrun is wanted on a base that lacks it.
 	mlrun bool
 	// user counts are of what the function itself lists.
@@ -26,7 +31,7 @@ type additions struct {
 }
 
 func (a additions) empty() bool {
-	return len(a.commands) == 0 && len(a.requirements) == 0 && a.extra == "" && !a.mlrun
+	return len(a.commands) == 0 && len(a.requirements) == 0 && a.extra == "" && a.source == nil && !a.mlrun
 }
 
 // additions returns new lists: those of the function, with pip and mlrun put in
@@ -34,6 +39,7 @@ func (a additions) empty() bool {
 func (r resolver) additions(base baseImage, specifier string) additions {
 	a := additions{
 		commands:         append([]string(nil), r.fn.commands...),
+		source:           r.source(),
 		mlrun:            r.wantsMLRun(base),
 		userCommands:     len(r.fn.commands),
 		userRequirements: len(r.fn.requirements),
@@ -45,9 +51,10 @@ func (r resolver) additions(base baseImage, specifier string) additions {
 		a.requirements = append(a.requirements, line)
 	}
 	a.requirements = append(a.requirements, r.fn.requirements...)
-	if a.mlrun && !installs(r.fn.commands, pipWord) {
+	if a.mlrun && !anyMatches(r.fn.commands, pipUpgrade) {
 		a.commands = append(a.commands, "python -m pip install --upgrade "+quote("pip"+r.config.PipVersion))
 	}
+	r.place(a.source, a)
 	return a
 }
 
@@ -61,10 +68,14 @@ func (r resolver) wantsMLRun(base baseImage) bool {
 		return *r.in.WithMLRun
 	case r.fn.withMLRun != nil:
 		return *r.fn.withMLRun
-	case base.ref == scratch:
+	case base.ref == scratch || r.config.WithMLRun == WithMLRunNever:
 		return false
+	case r.config.WithMLRun == WithMLRunAlways:
+		return true
 	default:
-		return r.fn.kind == "spark" || r.fn.base != "" && !base.fromMLRun()
+		// MLRun's client names the configured Spark image as the base.
+		named := r.fn.base != "" || base.from == sparkFrom
+		return r.fn.kind == KindSpark || named && !base.fromMLRun()
 	}
 }
 
@@ -76,39 +87,47 @@ func (r resolver) mlrunRequirement(base baseImage, wanted bool, specifier string
 	if !wanted && (!base.hasMLRun() || len(r.fn.requirements) == 0) {
 		return ""
 	}
-	if wanted && installs(r.fn.commands, mlrunWord) {
+	if wanted && anyMatches(r.fn.commands, mlrunInstall) || r.listsMLRun(specifier) {
 		return ""
 	}
-	for _, line := range r.fn.requirements {
-		first, _, _ := strings.Cut(line, " ")
-		if line == specifier || specifier == "" && mlrunWord.MatchString(strings.ToLower(first)) {
-			return ""
-		}
-	}
-	switch tag := mlrunTag.FindStringSubmatch(base.tag); {
+	tag := mlrunTag.FindStringSubmatch(base.tag)
+	switch {
 	case specifier != "":
 		return specifier
+	case !wanted && tag == nil:
+		if base.tag != "" || base.digest {
+			r.notes.add("pip may change mlrun for the sake of other requirements, since the tag of %s is no released version", base.text)
+		}
+		return ""
 	case r.config.MLRunVersionSpecifier != "":
 		return r.config.MLRunVersionSpecifier
 	case wanted:
-		return defaultSpecifier
-	case tag != nil:
-		return defaultSpecifier + "==" + tag[1]
+		return r.defaultSpecifier(r.mlrunVersion())
 	default:
-		return ""
+		return r.defaultSpecifier(tag[1])
 	}
 }
 
-// installs reports whether a command is a pip install of the package.
-func installs(commands []string, word *regexp.Regexp) bool {
+// listsMLRun reports whether the function's requirements say which mlrun it is to be,
+// in its own words or in those of the request.
+func (r resolver) listsMLRun(specifier string) bool {
+	for _, line := range r.fn.requirements {
+		first, _, _ := strings.Cut(strings.ToLower(line), " ")
+		rest, named := strings.CutPrefix(first, strings.ToLower(r.config.MLRunPackage))
+		named = named && (rest == "" || strings.ContainsAny(rest[:1], "[=<>!~@;"))
+		if line == specifier || specifier == "" && (named || mlrunWord.MatchString(first)) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyMatches reports whether a line of a command matches; a backslash joins lines.
+func anyMatches(commands []string, pattern *regexp.Regexp) bool {
 	for _, command := range commands {
 		command = strings.ReplaceAll(strings.ReplaceAll(command, "\r\n", "\n"), "\\\n", " ")
-		for _, m := range pipInstall.FindAllStringSubmatch(command, -1) {
-			for arg := range strings.FieldsSeq(m[1]) {
-				if arg = strings.Trim(arg, `'"`); !strings.HasPrefix(arg, "-") && word.MatchString(arg) {
-					return true
-				}
-			}
+		if pattern.MatchString(command) {
+			return true
 		}
 	}
 	return false

@@ -76,7 +76,6 @@ func TestResolveReportsAllFaultsAtOnce(t *testing.T) {
 		`spec.build.commands[2]: is null`,
 		`spec.build.commands[1]: holds a NUL byte`,
 		`spec.build.requirements: must be a list of texts`,
-		`spec.build.functionSourceCode: is not valid base64: illegal base64 data at input byte 0`,
 		`options.timeout: 2h0m0s is more than the limit of 1h0m0s`,
 		`options.platform: "linux" is not of the form os/arch or os/arch/variant, such as linux/arm64`,
 		`builder_env["100%d"]: "100%d"` + notName,
@@ -135,16 +134,16 @@ func TestReasonsTellPeopleWhy(t *testing.T) {
 		in       function.Input
 		want     string
 	}{
-		{job(``), function.Input{}, "No build is needed: spec.image mlrun/mlrun is used as it is, since the function adds no commands, requirements or extra."},
-		{`{"kind": "application", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: the default image of kind application python:3.9 is used as it is, since the function adds no commands, requirements or extra."},
+		{job(``), function.Input{}, "No build is needed: spec.image mlrun/mlrun is used as it is, since the function adds no commands, requirements, source or extra."},
+		{`{"kind": "application", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: the default image of kind application python:3.9 is used as it is, since the function adds no commands, requirements, source or extra."},
 		{job(`"commands": ["a"]`), function.Input{SkipDeployed: true}, "No build is needed: skip_deployed is set, and the function has an image, spec.image mlrun/mlrun."},
-		{job(``), function.Input{ForceBuild: true}, "A build is needed: force_build is set; the function adds nothing to spec.image mlrun/mlrun."},
-		{job(`"commands": ["a", "b"], "requirements": ["c", "d"]`), function.Input{}, "A build is needed: the function adds 2 commands and 2 requirements to spec.image mlrun/mlrun."},
+		{job(``), function.Input{ForceBuild: true}, "A build is needed: force_build is set; the function adds nothing to spec.image mlrun/mlrun. Note: spec.image mlrun/mlrun has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.server_version or options.client_version."},
+		{job(`"commands": ["a", "b"], "requirements": ["c", "d"]`), function.Input{}, "A build is needed: the function adds 2 commands and 2 requirements to spec.image mlrun/mlrun. Note: spec.image mlrun/mlrun has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.server_version or options.client_version."},
 		{job(`"base_image": "python:3.12"`), function.Input{}, "A build is needed: the function adds mlrun (the default for a base image without it, with_mlrun: false leaves it out) to spec.build.base_image python:3.12."},
 		{job(`"base_image": "python:3.12"`), function.Input{WithMLRun: new(true)}, "A build is needed: the function adds mlrun (the request sets with_mlrun) to spec.build.base_image python:3.12."},
 		{job(`"base_image": "python:3.12", "with_mlrun": true`), function.Input{}, "A build is needed: the function adds mlrun (spec.build.with_mlrun is set) to spec.build.base_image python:3.12."},
 		{`{"kind": "spark", "metadata": {"name": "a"}, "spec": {"image": "b"}}`, function.Input{}, "A build is needed: the function adds mlrun (the default for kind spark, with_mlrun: false leaves it out) to spec.image b."},
-		{`{"kind": "serving", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: Nuclio builds the images of kind serving when they are deployed, and this function adds nothing to the default image of kind serving mlrun/mlrun."},
+		{`{"kind": "serving", "metadata": {"name": "a"}}`, function.Input{}, "No build is needed: Nuclio builds the images of kind serving when they are deployed, and this function adds nothing to the default image of kind serving mlrun/mlrun. Note: the default image of kind serving mlrun/mlrun has no tag and no version of MLRun is known, so that it stands for latest; set mlrun.server_version or options.client_version."},
 		{`{"kind": "local", "metadata": {"name": "a"}, "spec": {"image": "b:1"}}`, function.Input{}, "No build is needed: functions of kind local run where they are called; spec.image b:1 is left as it is."},
 		{`{"kind": "handler", "metadata": {"name": "a"}, "spec": {"image": "b", "build": {"requirements": ["a"], "source": "x.zip"}}}`, function.Input{}, "No build is needed: functions of kind handler run where they are called; spec.image b is left as it is. Not used: spec.build.requirements and spec.build.source."},
 	} {
@@ -156,6 +155,60 @@ func TestReasonsTellPeopleWhy(t *testing.T) {
 		if req.Decision.Reason != tc.want {
 			t.Errorf("Resolve(%s)\n got %s\nwant %s", tc.function, req.Decision.Reason, tc.want)
 		}
+	}
+}
+
+func TestWithMLRunCanBeTheOperatorsDecision(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		with, build string
+		request     *bool
+		want        bool
+	}{
+		{"", `"base_image": "python:3.12"`, nil, true},
+		{"auto", `"commands": ["x"]`, nil, false},
+		{"never", `"base_image": "python:3.12"`, nil, false},
+		{"never", `"base_image": "python:3.12"`, new(true), true},
+		{"never", `"base_image": "python:3.12", "with_mlrun": true`, nil, true},
+		{"always", `"commands": ["x"], "base_image": ""`, nil, false},
+		{"always", `"base_image": "mlrun/ml-models:1.6.0", "commands": ["x"]`, nil, true},
+		{"always", `"base_image": "mlrun/ml-models:1.6.0", "commands": ["x"]`, new(false), false},
+		{"always", `"base_image": "scratch", "extra": "LABEL a=b"`, nil, false},
+	} {
+		req, err := resolveJob(function.Config{WithMLRun: tc.with}, function.Input{WithMLRun: tc.request}, tc.build)
+		if err != nil || (len(req.Requirements) > 0) != tc.want {
+			t.Errorf("%s, %s: got %q, %v; want mlrun %t", tc.with, tc.build, req.Requirements, err, tc.want)
+		}
+	}
+}
+
+func TestVersionsOfTheClientAreChecked(t *testing.T) {
+	t.Parallel()
+	_, err := resolveJob(function.Config{}, function.Input{ClientVersion: "1.7\nRUN id", ClientPythonVersion: "$(id)"}, `"commands": ["x"]`)
+	want := []string{`options.client_version: "1.7\nRUN id" is not a version such as 1.7.0`, `options.client_python_version: "$(id)" is not a version such as 1.7.0`}
+	if err == nil || cmp.Diff(want, faults(t, err)[:2]) != "" {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
+func TestSameFunctionGivesTheSameRequestEveryTime(t *testing.T) {
+	t.Parallel()
+	build := `"base_image": "python:3.9", "commands": ["echo 1"], "requirements": ["pandas"]`
+	first, err := resolveJob(function.Config{MLRunVersion: "1.7.0"}, function.Input{}, build)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := json.Marshal(map[string]any{"base_image": "python:3.9", "commands": first.Commands, "requirements": first.Requirements})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := resolveJob(function.Config{MLRunVersion: "1.8.0"}, function.Input{}, strings.Trim(string(stored), "{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Decision = first.Decision
+	if diff := cmp.Diff(first, again); diff != "" {
+		t.Errorf("what MLRun stored changes the image (-want +got):\n%s", diff)
 	}
 }
 
@@ -273,7 +326,9 @@ func TestValidateFindsFaultsOfTheConfiguration(t *testing.T) {
 	}
 	err := function.Config{
 		TargetNameTemplate: "{Name}-{x}", DefaultBaseImage: ".base", ImageByKind: map[string]string{"job": "A b", "dask": "-"},
-		MLRunVersionSpecifier: "a\nb", PipVersion: "; rm -rf /", MaxTimeout: -1,
+		MLRunVersionSpecifier: "a\nb", PipVersion: "; rm -rf /", MaxTimeout: -1, WithMLRun: "yes", MLRunVersion: "1 7", MLRunPackage: "-r",
+		ImagesTag: ".x", ImagesRegistry: "https://h", VendorImagesRegistry: "h.example/B", ImagesToEnrich: []string{"("},
+		RegistrySecret: "a/b", SourceOwner: "root", ServiceAccount: "A",
 	}.Validate()
 	if err == nil {
 		t.Fatal("got no error")
@@ -286,7 +341,9 @@ func TestValidateFindsFaultsOfTheConfiguration(t *testing.T) {
 	}
 	want := []string{
 		"the target name template", "the default base image", "the image for kind dask", "the image for kind job",
-		"the mlrun version specifier", "the pip version", "the longest timeout",
+		"the images tag", "the images registry", "the vendor images registry", "the images to enrich",
+		"with_mlrun", "the version of MLRun", "the package of MLRun", "the mlrun version specifier", "the pip version",
+		"the registry secret", "the source owner", "the service account", "the longest timeout",
 	}
 	if diff := cmp.Diff(want, fields); diff != "" {
 		t.Errorf("(-want +got):\n%s\n%v", diff, err)

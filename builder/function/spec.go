@@ -1,12 +1,14 @@
 package function
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"unicode"
 
+	"kiln/builder"
 	"kiln/builder/dockerfile"
 )
 
@@ -31,13 +33,25 @@ type spec struct {
 	project, name, tag string
 	// image is spec.image, base and target are spec.build.base_image and .image.
 	image, base, target string
-	commands            []string
-	requirements        []string
-	extra               string
-	env                 map[string]string
-	withMLRun           *bool
-	// unsupported are the paths of fields that are set and would change the build.
-	unsupported []string
+	// projectImage is the default of the project.
+	projectImage string
+	commands     []string
+	requirements []string
+	extra        string
+	extraArgs    string
+	// code is inline code in base64.
+	code       string
+	env        map[string]string
+	withMLRun  *bool
+	source     string
+	loadOnRun  bool
+	targetDir  string
+	targetPath string
+	secret     string
+	verbose    bool
+	scheduling builder.Scheduling
+	// embedded says that a dask cluster runs in the process of its caller.
+	embedded bool
 }
 
 func (s spec) class() class {
@@ -75,13 +89,31 @@ func readFunction(raw json.RawMessage, f *faults) spec {
 	s.commands = readCommands(build)
 	s.requirements = readRequirements(build)
 	f.check(build.at("extra"), dockerfile.CheckExtra(s.extra))
-	checkCode(build)
-	s.unsupported = append(
-		setKeys(build, "source", "load_source_on_run", "source_code_target_dir", "extra_args", "secret", "registry"),
-		setKeys(fields, "clone_target_dir", "node_name", "node_selector", "affinity", "tolerations",
-			"priority_class_name", "service_account")...)
+	s.code = build.text("functionSourceCode")
+	s.readSource(build, fields)
+	s.extraArgs = build.text("extra_args")
+	s.secret = strings.TrimSpace(build.text("secret"))
+	f.check(build.at("secret"), checkObjectName(s.secret))
+	s.verbose = isTrue(root.flag("verbose"))
+	s.scheduling = readScheduling(fields)
+	if remote := fields.flag("remote"); s.kind == "dask" && remote != nil {
+		s.embedded = !*remote
+	}
 	return s
 }
+
+// readSource reads the source and its folder. spec.clone_target_dir is the name that
+// the folder had before.
+func (s *spec) readSource(build, fields object) {
+	s.source = strings.TrimSpace(build.text("source"))
+	s.loadOnRun = isTrue(build.flag("load_source_on_run"))
+	s.targetDir, s.targetPath = strings.TrimSpace(build.text("source_code_target_dir")), build.at("source_code_target_dir")
+	if old := strings.TrimSpace(fields.text("clone_target_dir")); s.targetDir == "" && old != "" {
+		s.targetDir, s.targetPath = old, fields.at("clone_target_dir")
+	}
+}
+
+func isTrue(flag *bool) bool { return flag != nil && *flag }
 
 // readIdentity reads project, name and tag, and checks that they can be parts of an
 // image reference.
@@ -143,6 +175,10 @@ func readCommands(build object) []string {
 // each entry: trimmed, comments and blank lines dropped. Line breaks are pip's.
 func readRequirements(build object) []string {
 	var requirements []string
+	if raw := bytes.TrimSpace(build.keys["requirements"]); len(raw) > 0 && raw[0] == '"' {
+		build.faults.add(build.at("requirements"), "must be a list of texts; a requirements file is read by the client, so list its lines")
+		return nil
+	}
 	for i, entry := range build.texts("requirements") {
 		for _, line := range dockerfile.SplitRequirement(entry) {
 			line = cleanRequirement(line)
@@ -165,25 +201,16 @@ func cleanRequirement(line string) string {
 	return strings.TrimSpace(line)
 }
 
-// checkCode checks the inline code, which is not part of the image.
-func checkCode(build object) {
+// checkCode reports why inline code, which is not part of the image, cannot be read.
+func checkCode(text string) error {
 	code := strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
 			return -1
 		}
 		return r
-	}, build.text("functionSourceCode"))
+	}, text)
 	if _, err := base64.StdEncoding.DecodeString(code); err != nil {
-		build.faults.add(build.at("functionSourceCode"), "is not valid base64: %w", err)
+		return fmt.Errorf("is not valid base64: %w", err)
 	}
-}
-
-func setKeys(o object, keys ...string) []string {
-	var set []string
-	for _, key := range keys {
-		if o.isSet(key) {
-			set = append(set, o.at(key))
-		}
-	}
-	return set
+	return nil
 }

@@ -2,12 +2,9 @@ package kaniko
 
 import (
 	"fmt"
-	"net"
 	"regexp"
 	"slices"
 	"strings"
-
-	"github.com/google/go-containerregistry/pkg/name"
 
 	"kiln/builder"
 )
@@ -30,9 +27,11 @@ const secretEnv = "KILN_SECRET_"
 type Options struct {
 	// DigestFile is where the executor writes the digest of the image.
 	DigestFile string
-	// Insecure lists registries (host or host:port) that are spoken to by plain
-	// HTTP. Loopback addresses in the plan are added.
-	Insecure []string
+	// Registries says how registries are reached, see Reach. Those of the plan that are
+	// not among them are anonymous, and may be spoken to by plain HTTP on loopback.
+	Registries []builder.Access
+	// Dir is the folder where the container finds Files.
+	Dir string
 	// CredentialHelpers that the executor may use beside its docker config: env,
 	// google, ecr, acr, gitlab. Empty: none. With helpers, build arguments named like
 	// the variables that they read (AWS_…) change who pushes.
@@ -61,9 +60,7 @@ func Args(plan builder.Plan, opts Options) []string {
 	for _, helper := range opts.CredentialHelpers {
 		args = append(args, "--credential-helpers="+helper)
 	}
-	for _, host := range insecure(plan, opts) {
-		args = append(args, "--insecure-registry="+host)
-	}
+	args = append(args, opts.flags(plan)...)
 	for _, arg := range plan.BuildArgs {
 		args = append(args, "--build-arg="+arg.Name)
 	}
@@ -117,7 +114,10 @@ var (
 		`|GODEBUG|GOGC|GOMEMLIMIT|GOMAXPROCS|GOTRACEBACK|GOCOVERDIR|GORACE|GOROOT|LOCALDOMAIN|RES_OPTIONS` +
 		`|BENCHMARK_FILE|BUILDER_OUTPUT|SNAPSHOT_TIMEOUT_DURATION|UPSTREAM_CLIENT_TYPE|REGISTRY_AUTH_FILE` +
 		`|(LD|DOCKER|KANIKO|FF|XDG|KILN|SSL_CERT)_.*)$`)
-	from = regexp.MustCompile(`(?mi)^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)`)
+	// stage finds FROM with its image and the name that it gives it; part finds from
+	// what else COPY, ADD or a mount take files.
+	stage = regexp.MustCompile(`(?mi)^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)(?:[ \t]+AS[ \t]+(\S+))?`)
+	part  = regexp.MustCompile(`[-,=]from=([^\s,]+)`)
 )
 
 // maxValue is the longest value of one variable: Linux allows 128 KiB for a string
@@ -164,51 +164,4 @@ func checkValue(what, value string) error {
 		return builder.Errorf(builder.KindInvalidRequest, "reading the plan", "%s is longer than %d KiB", what, maxValue>>10)
 	}
 	return nil
-}
-
-// Registries returns the hosts (host or host:port, as in references) that the plan
-// pulls from and pushes to: image, cache, bases.
-func Registries(plan builder.Plan) []string {
-	stages := from.FindAllStringSubmatch(plan.Dockerfile, -1)
-	refs := make([]string, 0, 1+len(stages))
-	refs = append(refs, plan.Destination)
-	for _, flag := range plan.Executor.Flags {
-		if repo, ok := strings.CutPrefix(flag, "--cache-repo="); ok {
-			refs = append(refs, repo)
-		}
-	}
-	for _, stage := range stages {
-		refs = append(refs, stage[1])
-	}
-	var hosts []string
-	for _, ref := range refs {
-		parsed, err := name.ParseReference(ref, name.WeakValidation)
-		if err != nil || ref == builder.Scratch {
-			continue
-		}
-		if host := parsed.Context().RegistryStr(); !slices.Contains(hosts, host) {
-			hosts = append(hosts, host)
-		}
-	}
-	return hosts
-}
-
-func insecure(plan builder.Plan, opts Options) []string {
-	hosts := slices.Clone(opts.Insecure)
-	for _, host := range Registries(plan) {
-		if loopback(host) && !slices.Contains(hosts, host) {
-			hosts = append(hosts, host)
-		}
-	}
-	return hosts
-}
-
-func loopback(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	if ip := net.ParseIP(strings.Trim(host, "[]")); ip != nil {
-		return ip.IsLoopback()
-	}
-	return host == "localhost"
 }

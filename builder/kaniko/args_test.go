@@ -29,7 +29,7 @@ func TestArgs(t *testing.T) {
 		"--credential-helpers=", "--insecure-registry=intern:80", "--insecure-registry=127.0.0.1:5001", "--insecure-registry=localhost:5000",
 		"--build-arg=GIT_TOKEN", "--build-arg=HTTP_PROXY", "--secret=id=PIP_INDEX_URL,type=env,env=KILN_SECRET_0", "--snapshot-mode=redo",
 	}
-	if diff := cmp.Diff(want, Args(plan(), Options{DigestFile: "/d", Insecure: []string{"intern:80"}})); diff != "" {
+	if diff := cmp.Diff(want, Args(plan(), Options{DigestFile: "/d", Registries: []builder.Access{{Host: "intern:80", Insecure: true}}})); diff != "" {
 		t.Errorf("Args (-want +got):\n%s", diff)
 	}
 }
@@ -41,26 +41,6 @@ func TestValuesAreInTheEnvironmentOnly(t *testing.T) {
 	for _, hidden := range []string{"hidden-one", "hidden-two", "http://proxy:1"} {
 		if strings.Contains(args, hidden) || !strings.Contains(env, hidden) {
 			t.Errorf("%s must be in the environment and not in the arguments:\n%s\n%s", hidden, args, env)
-		}
-	}
-}
-
-func TestRegistriesAreThoseOfThePlan(t *testing.T) {
-	t.Parallel()
-	want := []string{"127.0.0.1:5001", "localhost:5000", "index.docker.io"}
-	if diff := cmp.Diff(want, Registries(plan())); diff != "" {
-		t.Errorf("Registries (-want +got):\n%s", diff)
-	}
-}
-
-func TestLoopbackOnlyIsInsecureByItself(t *testing.T) {
-	t.Parallel()
-	for host, want := range map[string]bool{
-		"localhost": true, "localhost:1": true, "127.0.0.1:1": true, "127.9.9.9": true, "[::1]:5": true,
-		"10.0.0.1": false, "localhost.example.com": false, "127.0.0.1.example.com:5": false, "index.docker.io": false,
-	} {
-		if got := loopback(host); got != want {
-			t.Errorf("loopback(%s) = %v, want %v", host, got, want)
 		}
 	}
 }

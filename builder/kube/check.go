@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"kiln/builder"
+	"kiln/builder/kaniko"
 )
 
 // Finding is one thing that Check looked at.
@@ -117,7 +118,11 @@ func (c checker) job(ctx context.Context) Finding {
 		BuildID: id, Destination: "registry.invalid/kiln:" + id, Dockerfile: "FROM scratch\n", Platform: "linux/amd64",
 		Project: "default", Function: "doctor", Tag: "latest", Executor: builder.DefaultExecutor(),
 	}
-	job, err := newJob(plan, c.cfg, jobName(plan, c.cfg), "")
+	to, err := newReach(kaniko.Options{})
+	if err != nil {
+		return Finding{Subject: f.Subject, Detail: err.Error(), Fix: "correct the registry.* settings"}
+	}
+	job, err := newJob(plan, c.cfg, to, jobName(plan, c.cfg), "")
 	if err == nil {
 		_, err = c.client.BatchV1().Jobs(c.cfg.Namespace).Create(ctx, job, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 	}

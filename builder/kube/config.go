@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"kiln/builder"
-	"kiln/builder/kaniko"
 )
 
 // DefaultClass is the resource class of projects that have none of their own.
@@ -25,13 +24,13 @@ const gib = int64(1) << 30
 // maxInstance leaves room for the rest of a Job's name, of at most 63 characters.
 const maxInstance = 30
 
-// Credentials knows how to log in at registries. Implementations are safe for
-// concurrent use; their errors do not repeat credentials.
-type Credentials interface {
-	// DockerConfig returns a docker config.json with what the hosts (as in references)
-	// are logged in at with, and nothing else. Credentials of the named secret
-	// (Plan.RegistrySecret, "" is none) go before all others.
-	DockerConfig(ctx context.Context, secret string, hosts []string) ([]byte, error)
+// Registries is what an Engine needs to know of image registries. Implementations are
+// safe for concurrent use.
+type Registries interface {
+	// Access returns what it takes to use the registry at host (as in references), with
+	// the named credentials (builder.Plan.RegistrySecret) first. Errors are of
+	// builder's *Error.
+	Access(ctx context.Context, host, secret string) (builder.Access, error)
 }
 
 // Config of an Engine. Namespace and the two images are required; every other field
@@ -50,15 +49,15 @@ type Config struct {
 	PullPolicy corev1.PullPolicy
 	// PullSecrets are the Secrets that the nodes pull both images with.
 	PullSecrets []string
-	// Credentials are what builds push and pull with. Nil: builds are anonymous.
-	Credentials Credentials
+	// Registries knows how the registries that a build names are reached. Nil: by an
+	// anonymous user, and by plain HTTP on loopback.
+	Registries Registries
 	// CredentialHelpers that the executor may use for the identity of the Pod's service
 	// account: env, google, ecr, acr, gitlab.
 	CredentialHelpers []string
-	// Insecure lists registries (host or host:port) that are spoken to by plain HTTP.
-	Insecure []string
-	// CA are certificates in PEM form that builds trust beside the images' own.
-	CA string
+	// SourceSettings are given to whoever fetches a source, see Prepare. They may be
+	// secret.
+	SourceSettings []byte
 
 	// Classes are the resource classes by name. DefaultClass is added when it is
 	// missing: requests of 0.5 cores, 1 GiB memory and 5 GiB disk, limits of 4 GiB
@@ -270,10 +269,4 @@ func (c Config) limits(plan builder.Plan) builder.Limits {
 	l.Memory, l.Disk = r.Memory().Value(), r.StorageEphemeral().Value()
 	setDefault(&l.Timeout, c.Timeout)
 	return l
-}
-
-func (c Config) kaniko() kaniko.Options {
-	return kaniko.Options{
-		DigestFile: terminationLog, Insecure: c.Insecure, CredentialHelpers: c.CredentialHelpers, SecretDir: secretFiles,
-	}
 }

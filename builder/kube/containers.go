@@ -28,10 +28,8 @@ const (
 	terminationLog = "/dev/termination-log"
 	// guarded holds what the executor reads of the Secret. The executor keeps what is
 	// below its own folder, and mount points, out of images.
-	guarded      = "/kaniko/kiln"
-	secretFiles  = guarded + "/secrets"
-	dockerConfig = guarded + "/docker"
-	authorities  = guarded + "/ca"
+	guarded     = "/kaniko/kiln"
+	secretFiles = guarded + "/secrets"
 )
 
 // WorkspaceDir is what both containers share: the Dockerfile and the build context.
@@ -49,7 +47,7 @@ func capabilities() []corev1.Capability {
 // contextContainer writes Dockerfile, context and source. It runs as root, since files
 // of the context keep their owner in the image, with no privileges.
 func contextContainer(plan builder.Plan, cfg Config) corev1.Container {
-	c := corev1.Container{
+	return corev1.Container{
 		Name:            containerContext,
 		Image:           cfg.ContextImage,
 		ImagePullPolicy: cfg.PullPolicy,
@@ -68,21 +66,17 @@ func contextContainer(plan builder.Plan, cfg Config) corev1.Container {
 			{Name: "tmp", MountPath: "/tmp"},
 		},
 	}
-	if cfg.CA != "" {
-		c.Env = append(c.Env, corev1.EnvVar{Name: "SSL_CERT_DIR", Value: "/etc/ssl/certs:" + path.Join(PlanDir, "ca")})
-	}
-	return c
 }
 
 // kanikoContainer runs the executor. A command may gain privileges by set-uid programs
 // such as sudo, as in docker build.
-func kanikoContainer(plan builder.Plan, cfg Config, secret string) corev1.Container {
+func kanikoContainer(plan builder.Plan, cfg Config, to reach, secret string) corev1.Container {
 	c := corev1.Container{
 		Name:            containerKaniko,
 		Image:           cfg.ExecutorImage,
 		ImagePullPolicy: cfg.PullPolicy,
 		Command:         []string{kaniko.Executor},
-		Args:            kaniko.Args(plan, cfg.kaniko()),
+		Args:            kaniko.Args(plan, to.options),
 		Resources:       cfg.resources(plan),
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser: new(int64(0)), RunAsGroup: new(int64(0)),
@@ -96,30 +90,32 @@ func kanikoContainer(plan builder.Plan, cfg Config, secret string) corev1.Contai
 			{Name: "guarded", MountPath: guarded, ReadOnly: true},
 		},
 	}
+	fromSecret := func(name, key string) {
+		c.Env = append(c.Env, corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+			LocalObjectReference: corev1.LocalObjectReference{Name: secret}, Key: key,
+		}}})
+	}
+	// Those of the registries go first, see kaniko.Options.Env.
+	for _, v := range to.env {
+		fromSecret(v.name, envKey(v.name))
+	}
 	for _, setting := range kaniko.Settings() {
 		name, value, _ := strings.Cut(setting, "=")
 		c.Env = append(c.Env, corev1.EnvVar{Name: name, Value: value})
 	}
-	certificates := "/kaniko/ssl/certs"
-	if cfg.CA != "" {
-		certificates += ":" + authorities
-	}
-	c.Env = append(c.Env, corev1.EnvVar{Name: "DOCKER_CONFIG", Value: dockerConfig}, corev1.EnvVar{Name: "SSL_CERT_DIR", Value: certificates})
+	c.Env = append(c.Env, corev1.EnvVar{Name: "SSL_CERT_DIR", Value: "/kaniko/ssl/certs"})
 	for i, arg := range plan.BuildArgs {
-		c.Env = append(c.Env, corev1.EnvVar{Name: arg.Name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-			LocalObjectReference: corev1.LocalObjectReference{Name: secret}, Key: argKey(i),
-		}}})
+		fromSecret(arg.Name, argKey(i))
 	}
 	return c
 }
 
-func volumes(plan builder.Plan, cfg Config, secret string) []corev1.Volume {
-	guardedItems := []corev1.KeyToPath{{Key: keyDocker, Path: "docker/config.json"}}
-	planItems := []corev1.KeyToPath{{Key: keyPlan, Path: keyPlan}}
-	if cfg.CA != "" {
-		guardedItems = append(guardedItems, corev1.KeyToPath{Key: keyCA, Path: "ca/" + keyCA})
-		planItems = append(planItems, corev1.KeyToPath{Key: keyCA, Path: "ca/" + keyCA})
+func volumes(plan builder.Plan, cfg Config, to reach, secret string) []corev1.Volume {
+	guardedItems := make([]corev1.KeyToPath, 0, len(to.files)+len(plan.Secrets))
+	for _, f := range to.files {
+		guardedItems = append(guardedItems, corev1.KeyToPath{Key: fileKey(f.Name), Path: f.Name, Mode: new(int32(f.Mode))}) //nolint:gosec // a mode
 	}
+	planItems := []corev1.KeyToPath{{Key: keyPlan, Path: keyPlan}}
 	for i := range plan.Secrets {
 		guardedItems = append(guardedItems, corev1.KeyToPath{Key: secretKey(i), Path: fmt.Sprintf("secrets/%d", i)})
 	}

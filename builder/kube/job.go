@@ -90,7 +90,7 @@ func sameBuild(job *batchv1.Job, plan builder.Plan) bool {
 
 // newJob returns the Job of the plan. Its Pod waits for the named Secret. Nothing in
 // it is secret. Errors are of KindInvalidRequest.
-func newJob(plan builder.Plan, cfg Config, secret, traceparent string) (*batchv1.Job, error) {
+func newJob(plan builder.Plan, cfg Config, to reach, secret, traceparent string) (*batchv1.Job, error) {
 	notes := identity(plan)
 	for key, value := range map[string]string{
 		noteRequest: plan.RequestID, noteFunction: plan.Project + "/" + plan.Function + ":" + plan.Tag,
@@ -100,7 +100,7 @@ func newJob(plan builder.Plan, cfg Config, secret, traceparent string) (*batchv1
 			notes[key] = strings.ToValidUTF8(value, "�")
 		}
 	}
-	pod, err := podTemplate(plan, cfg, secret)
+	pod, err := podTemplate(plan, cfg, to, secret)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func newJob(plan builder.Plan, cfg Config, secret, traceparent string) (*batchv1
 // seconds rounds up: Kiln's own limit ends before that of the Job.
 func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
 
-func podTemplate(plan builder.Plan, cfg Config, secret string) (corev1.PodTemplateSpec, error) {
+func podTemplate(plan builder.Plan, cfg Config, to reach, secret string) (corev1.PodTemplateSpec, error) {
 	spec := corev1.PodSpec{
 		RestartPolicy:                corev1.RestartPolicyNever,
 		AutomountServiceAccountToken: new(false),
@@ -139,8 +139,8 @@ func podTemplate(plan builder.Plan, cfg Config, secret string) (corev1.PodTempla
 		TerminationGracePeriodSeconds: new(int64(5)),
 		SecurityContext:               &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
 		InitContainers:                []corev1.Container{contextContainer(plan, cfg)},
-		Containers:                    []corev1.Container{kanikoContainer(plan, cfg, secret)},
-		Volumes:                       volumes(plan, cfg, secret),
+		Containers:                    []corev1.Container{kanikoContainer(plan, cfg, to, secret)},
+		Volumes:                       volumes(plan, cfg, to, secret),
 	}
 	if cfg.UserNamespaces {
 		spec.HostUsers = new(false)

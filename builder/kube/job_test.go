@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"kiln/builder"
+	"kiln/builder/kaniko"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -59,7 +60,7 @@ func everything() builder.Plan {
 func everyOption() Config {
 	c := testConfig()
 	c.Instance, c.PullPolicy, c.PullSecrets = "blue", corev1.PullAlways, []string{"pull"}
-	c.CredentialHelpers, c.Insecure, c.CA = []string{"ecr"}, []string{"intern:5000"}, "-----BEGIN CERTIFICATE-----\n"
+	c.CredentialHelpers, c.SourceSettings = []string{"ecr"}, []byte("settings")
 	c.Classes["big"] = corev1.ResourceRequirements{
 		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("12Gi")},
 		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("16Gi"), corev1.ResourceEphemeralStorage: resource.MustParse("100Gi")},
@@ -76,24 +77,52 @@ func everyOption() Config {
 	return c
 }
 
+// plainReach is what anonymous users get.
+func plainReach(t *testing.T) reach {
+	t.Helper()
+	return madeReach(t, kaniko.Options{})
+}
+
+// everyReach has logins of both kinds, certificates and a mirror.
+func everyReach(t *testing.T) reach {
+	t.Helper()
+	return madeReach(t, kaniko.Options{CredentialHelpers: []string{"ecr"}, Registries: []builder.Access{
+		{
+			Host: "registry.example.com", CA: []byte("-----BEGIN CERTIFICATE-----\n"), ClientCert: []byte("cert"), ClientKey: []byte("hush-client-key"),
+			Mirrors: []string{"mirror.example.com/hub"}, Login: builder.Login{Username: "robot", Password: "hush-password"},
+		},
+		{Host: "index.docker.io", Insecure: true, Login: builder.Login{IdentityToken: "hush-token"}},
+	}})
+}
+
+func madeReach(t *testing.T, options kaniko.Options) reach {
+	t.Helper()
+	to, err := newReach(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
 func TestJobAndSecretAreAsRecorded(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		plan builder.Plan
 		cfg  Config
+		to   reach
 	}{
-		"plain":      {testPlan(), testConfig()},
-		"everything": {everything(), everyOption()},
+		"plain":      {testPlan(), testConfig(), plainReach(t)},
+		"everything": {everything(), everyOption(), everyReach(t)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			job, err := newJob(tc.plan, tc.cfg, "kiln-secret", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+			job, err := newJob(tc.plan, tc.cfg, tc.to, "kiln-secret", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 			if err != nil {
 				t.Fatal(err)
 			}
 			made := job.DeepCopy()
 			made.UID = "uid-1"
-			secret, err := newSecret(tc.plan, tc.cfg, made, secretName(job), []byte(`{"auths":{}}`))
+			secret, err := newSecret(tc.plan, tc.cfg, tc.to, made)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -133,7 +162,7 @@ func TestJobHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	plan := everything()
 	plan.Context = append(plan.Context, builder.File{Name: "big", Data: []byte(strings.Repeat("x", 256<<10))})
-	job, err := newJob(plan, everyOption(), "s", "")
+	job, err := newJob(plan, everyOption(), everyReach(t), "s", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +180,7 @@ func TestDeadlineOfTheJobIsLaterThanKilns(t *testing.T) {
 	for _, timeout := range []time.Duration{time.Millisecond, time.Second, 90 * time.Second, 4 * time.Hour} {
 		plan := testPlan()
 		plan.Limits.Timeout = timeout
-		job, err := newJob(plan, testConfig(), "s", "")
+		job, err := newJob(plan, testConfig(), plainReach(t), "s", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +204,7 @@ func TestFunctionMayNotAskForWhatIsNotItsOwn(t *testing.T) {
 	} {
 		plan := testPlan()
 		tc.change(&plan.Scheduling)
-		_, err := newJob(plan, testConfig(), "s", "")
+		_, err := newJob(plan, testConfig(), plainReach(t), "s", "")
 		if err == nil || builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want invalid_request with %q", name, err, tc.says)
 		}
@@ -186,7 +215,7 @@ func TestSecretThatIsTooLargeIsRefusedWithItsSize(t *testing.T) {
 	t.Parallel()
 	plan := testPlan()
 	plan.Context = []builder.File{{Name: "a", Data: make([]byte, 900<<10)}}
-	_, err := newSecret(plan, testConfig(), &batchv1.Job{}, "s", nil)
+	_, err := newSecret(plan, testConfig(), plainReach(t), &batchv1.Job{})
 	if err == nil || builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(err.Error(), "1024") {
 		t.Errorf("got %v, want invalid_request with the limit", err)
 	}
@@ -194,7 +223,7 @@ func TestSecretThatIsTooLargeIsRefusedWithItsSize(t *testing.T) {
 
 func TestOtherContentOrDestinationIsAnotherBuild(t *testing.T) {
 	t.Parallel()
-	job, err := newJob(testPlan(), testConfig(), "s", "")
+	job, err := newJob(testPlan(), testConfig(), plainReach(t), "s", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.opentelemetry.io/otel/trace"
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -97,7 +99,7 @@ func TestJobWithoutItsSecretGetsItFromWhoJoins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		executors, mu := 0, sync.Mutex{}
 		c := newTestCluster(t, slow(&executors, &mu))
-		job, err := newJob(testPlan(), testConfig(), "its-secret", "")
+		job, err := newJob(testPlan(), testConfig(), plainReach(t), "its-secret", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +135,7 @@ func TestJobOfAnotherBuildIsNotTouched(t *testing.T) {
 		c := newTestCluster(t, slow(&executors, &mu))
 		other := testPlan()
 		other.Destination = "registry.example.com/other:x"
-		job, err := newJob(other, testConfig(), "s", "")
+		job, err := newJob(other, testConfig(), plainReach(t), "s", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -326,7 +328,7 @@ func TestSweepTakesWhatNobodyCollects(t *testing.T) {
 		made := func(attempt int) {
 			plan := testPlan()
 			plan.Attempt = attempt
-			job, err := newJob(plan, cfg, "s", "")
+			job, err := newJob(plan, cfg, plainReach(t), "s", "")
 			if err == nil {
 				_, err = c.client.BatchV1().Jobs(job.Namespace).Create(t.Context(), job, metav1.CreateOptions{})
 			}
@@ -351,36 +353,47 @@ func TestSweepTakesWhatNobodyCollects(t *testing.T) {
 	})
 }
 
-// loggedIn is a Credentials that remembers what it was asked for.
-type loggedIn struct {
-	asked string
+// registries is a Registries that remembers what it was asked for.
+type registries struct {
+	asked []string
 	err   error
 }
 
-func (l *loggedIn) DockerConfig(_ context.Context, secret string, hosts []string) ([]byte, error) {
-	l.asked = fmt.Sprint(secret, hosts)
-	return []byte(`{"auths":{"x":{}}}`), l.err
+func (r *registries) Access(_ context.Context, host, secret string) (builder.Access, error) {
+	r.asked = append(r.asked, secret+"@"+host)
+	return builder.Access{Host: host, Login: builder.Login{Username: "robot", Password: "hush"}}, r.err
 }
 
 func TestBuildGetsTheCredentialsOfItsRegistriesOnly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		executors, mu := 0, sync.Mutex{}
-		c := newTestCluster(t, slow(&executors, &mu))
-		cfg, login := testConfig(), &loggedIn{}
-		cfg.Credentials = login
+		executors := 0
+		var login []byte
+		c := newTestCluster(t, started(func(p *fakePod) {
+			executors++
+			if object, err := p.cluster.client.Tracker().Get(secretsGVR, p.job.Namespace, secretName(p.job)); err == nil {
+				login = object.(*corev1.Secret).Data[envKey("DOCKER_AUTH_CONFIG")] //nolint:forcetypeassert // a Secret
+			}
+			p.exit(containerKaniko, 0, "Completed", someDigest)
+		}))
+		cfg, known := testConfig(), &registries{}
+		cfg.Registries = known
 		plan := testPlan()
-		plan.RegistrySecret = "team-secret"
+		plan.RegistrySecret = "team"
 		e := c.engine(t, cfg)
 		if _, err := e.Run(t.Context(), plan, io.Discard); err != nil {
 			t.Fatal(err)
 		}
-		if login.asked != "team-secret[registry.example.com index.docker.io]" {
-			t.Errorf("asked for %s", login.asked)
+		want := []string{"team@registry.example.com", "team@index.docker.io"}
+		if diff := cmp.Diff(want, known.asked); diff != "" {
+			t.Errorf("asked for (-want +got):\n%s", diff)
 		}
-		login.err = builder.Errorf(builder.KindInvalidRequest, "reading credentials", "there is no secret team-secret")
-		if _, err := e.Run(t.Context(), plan, io.Discard); !errors.Is(err, login.err) || executors != 1 {
-			t.Errorf("got %v, want the error of the credentials", err)
+		if !strings.Contains(string(login), `"registry.example.com":{"auth":"`) {
+			t.Errorf("the executor gets %s", login)
+		}
+		known.err = builder.Errorf(builder.KindInvalidRequest, "reading credentials", "there is no secret team")
+		if _, err := e.Run(t.Context(), plan, io.Discard); !errors.Is(err, known.err) || executors != 1 {
+			t.Errorf("got %v, want the error of the registries", err)
 		}
 		if left := c.left(t); len(left) > 0 {
 			t.Errorf("left behind: %v", left)

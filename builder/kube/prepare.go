@@ -22,11 +22,15 @@ type Sources interface {
 	Fetch(ctx context.Context, url, version string, env map[string]string, dir *os.Root) error
 }
 
+// Opener returns Sources for the settings that the engine was given
+// (Config.SourceSettings), and what closes them.
+type Opener func(settings []byte) (sources Sources, closer io.Closer, err error)
+
 // Prepare fills a build's workspace as the plan in the folder from asks: the
-// Dockerfile, the files of the context and, fetched from sources, the code. It writes
-// files of its own, since those of a mounted Secret are links. Nil sources: a plan with
-// a source is refused. Lines for people go to log. Errors are of *builder.Error.
-func Prepare(ctx context.Context, from, workspace *os.Root, sources Sources, log io.Writer) error {
+// Dockerfile, the files of the context and, by the sources that open returns, the code.
+// It writes files of its own, since those of a mounted Secret are links. Lines for people
+// go to log. Errors are of *builder.Error.
+func Prepare(ctx context.Context, from, workspace *os.Root, open Opener, log io.Writer) error {
 	raw, err := from.ReadFile(keyPlan)
 	if err != nil {
 		return unavailable("reading the plan", err)
@@ -43,7 +47,7 @@ func Prepare(ctx context.Context, from, workspace *os.Root, sources Sources, log
 		return nil
 	}
 	_, _ = fmt.Fprintf(log, "Fetching the source, %s\n", kaniko.Clean(d.Source.Version))
-	return fetch(ctx, from, workspace, d, sources)
+	return fetch(ctx, from, workspace, d, open)
 }
 
 // inWorkspace returns a path of the executor relative to the workspace.
@@ -82,11 +86,8 @@ func writeFiles(workspace *os.Root, d document) error {
 	return nil
 }
 
-func fetch(ctx context.Context, from, workspace *os.Root, d document, sources Sources) error {
+func fetch(ctx context.Context, from, workspace *os.Root, d document, open Opener) error {
 	const op = "fetching the source"
-	if sources == nil {
-		return builder.Errorf(builder.KindInvalidRequest, op, "this version of kiln fetches no sources")
-	}
 	env := make(map[string]string, len(d.Env))
 	for name, key := range d.Env {
 		value, err := from.ReadFile(key)
@@ -104,6 +105,11 @@ func fetch(ctx context.Context, from, workspace *os.Root, d document, sources So
 		return unavailable(op, err)
 	}
 	defer dir.Close()
+	sources, closer, err := open(d.Source.Settings)
+	if err != nil {
+		return unavailable(op, err)
+	}
+	defer closer.Close()
 	return sources.Fetch(ctx, d.Source.URL, d.Source.Version, env, dir)
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,7 +22,9 @@ import (
 // one in a folder with a link to it.
 func mountSecret(t *testing.T, plan builder.Plan) *os.Root {
 	t.Helper()
-	secret, err := newSecret(plan, testConfig(), &batchv1.Job{}, "s", []byte("{}"))
+	cfg := testConfig()
+	cfg.SourceSettings = []byte("settings")
+	secret, err := newSecret(plan, cfg, plainReach(t), &batchv1.Job{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,9 +79,28 @@ func tree(t *testing.T, dir *os.Root) map[string]string {
 }
 
 // fetcher is a Sources that writes what it was asked for.
-type fetcher struct{ err error }
+type fetcher struct {
+	settings string
+	err      error
+	closed   bool
+}
 
-func (f fetcher) Fetch(_ context.Context, url, version string, env map[string]string, dir *os.Root) error {
+func (f *fetcher) open(settings []byte) (Sources, io.Closer, error) {
+	f.settings = string(settings)
+	return f, f, nil
+}
+
+func (f *fetcher) Close() error {
+	f.closed = true
+	return nil
+}
+
+// noSources fails a test that needs none.
+func noSources([]byte) (Sources, io.Closer, error) {
+	return nil, nil, errors.New("the settings are wrong")
+}
+
+func (f *fetcher) Fetch(_ context.Context, url, version string, env map[string]string, dir *os.Root) error {
 	if f.err != nil {
 		return f.err
 	}
@@ -96,8 +118,12 @@ func TestWorkspaceHoldsRealFiles(t *testing.T) {
 	plan.Secrets = append(plan.Secrets, builder.Secret{ID: "GIT_TOKEN", Value: "of the secret"})
 	workspace := openRoot(t, t.TempDir())
 	var log strings.Builder
-	if err := Prepare(t.Context(), mountSecret(t, plan), workspace, fetcher{}, &log); err != nil {
+	var sources fetcher
+	if err := Prepare(t.Context(), mountSecret(t, plan), workspace, sources.open, &log); err != nil {
 		t.Fatal(err)
+	}
+	if sources.settings != "settings" || !sources.closed {
+		t.Errorf("sources were opened with %q, closed: %v", sources.settings, sources.closed)
 	}
 	want := map[string]string{
 		"Dockerfile":               "0644 " + plan.Dockerfile,
@@ -117,7 +143,7 @@ func TestWorkspaceHoldsRealFiles(t *testing.T) {
 func TestPlanWithoutSourceNeedsNone(t *testing.T) {
 	t.Parallel()
 	workspace := openRoot(t, t.TempDir())
-	if err := Prepare(t.Context(), mountSecret(t, testPlan()), workspace, nil, &strings.Builder{}); err != nil {
+	if err := Prepare(t.Context(), mountSecret(t, testPlan()), workspace, noSources, &strings.Builder{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := workspace.Stat("context"); err != nil {
@@ -131,17 +157,17 @@ func TestPrepareSaysWhoseFaultItIs(t *testing.T) {
 	outside.Context = []builder.File{{Name: "../../etc/passwd", Data: []byte("x")}}
 	gone := builder.Errorf(builder.KindSourceNotFound, "fetching the source", "no branch main")
 	for name, tc := range map[string]struct {
-		from    *os.Root
-		sources Sources
-		kind    builder.Kind
-		says    string
+		from *os.Root
+		open Opener
+		kind builder.Kind
+		says string
 	}{
-		"no plan":             {openRoot(t, t.TempDir()), nil, builder.KindUnavailable, keyPlan},
-		"path out of it":      {mountSecret(t, outside), nil, builder.KindInvalidRequest, "../../etc/passwd"},
-		"nobody fetches":      {mountSecret(t, everything()), nil, builder.KindInvalidRequest, "fetches no sources"},
-		"source is not there": {mountSecret(t, everything()), fetcher{gone}, builder.KindSourceNotFound, "no branch main"},
+		"no plan":             {openRoot(t, t.TempDir()), noSources, builder.KindUnavailable, keyPlan},
+		"path out of it":      {mountSecret(t, outside), noSources, builder.KindInvalidRequest, "../../etc/passwd"},
+		"nobody fetches":      {mountSecret(t, everything()), noSources, builder.KindUnavailable, "settings are wrong"},
+		"source is not there": {mountSecret(t, everything()), (&fetcher{err: gone}).open, builder.KindSourceNotFound, "no branch main"},
 	} {
-		err := Prepare(t.Context(), tc.from, openRoot(t, t.TempDir()), tc.sources, &strings.Builder{})
+		err := Prepare(t.Context(), tc.from, openRoot(t, t.TempDir()), tc.open, &strings.Builder{})
 		if err == nil || builder.KindOf(err) != tc.kind || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want %s with %q", name, err, tc.kind, tc.says)
 			continue

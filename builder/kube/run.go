@@ -26,6 +26,8 @@ type run struct {
 	// told are the lines that were said already.
 	told map[string]bool
 
+	// to is how the registries are reached; nil until it is needed.
+	to *reach
 	// job is the newest state that was seen; nil before there is one.
 	job *batchv1.Job
 	// created says that the Job may exist although job is nil.

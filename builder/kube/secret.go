@@ -13,14 +13,12 @@ import (
 
 // Keys of a build's Secret. Build arguments and secrets are numbered as in the plan:
 // their names may hold what keys may not.
-const (
-	keyPlan   = "plan.json"
-	keyDocker = "config.json"
-	keyCA     = "ca.crt"
-)
+const keyPlan = "plan.json"
 
-func argKey(i int) string    { return fmt.Sprint("arg-", i) }
-func secretKey(i int) string { return fmt.Sprint("secret-", i) }
+func argKey(i int) string        { return fmt.Sprint("arg-", i) }
+func secretKey(i int) string     { return fmt.Sprint("secret-", i) }
+func fileKey(name string) string { return "file-" + name }
+func envKey(name string) string  { return "env-" + name }
 
 // document is what the container "context" is told. Values of variables are in files
 // beside it.
@@ -43,15 +41,17 @@ type file struct {
 type source struct {
 	URL     string `json:"url"`
 	Version string `json:"version"`
+	// Settings are Config.SourceSettings.
+	Settings []byte `json:"settings,omitempty"`
 }
 
-func newDocument(plan builder.Plan) document {
+func newDocument(plan builder.Plan, settings []byte) document {
 	d := document{BuildID: plan.BuildID, Dockerfile: plan.Dockerfile}
 	for _, f := range plan.Context {
 		d.Context = append(d.Context, file(f))
 	}
 	if s := plan.Source; s != nil {
-		d.Source = &source{URL: s.URL, Version: s.Version}
+		d.Source = &source{URL: s.URL, Version: s.Version, Settings: settings}
 		d.Env = make(map[string]string, len(plan.Secrets)+len(plan.BuildArgs))
 		// As in Plan.SourceEnv, arguments go before secrets.
 		for i, secret := range plan.Secrets {
@@ -66,14 +66,17 @@ func newDocument(plan builder.Plan) document {
 
 // newSecret returns the Secret with everything that the Job's Pod reads. It belongs to
 // the Job from its first moment and goes with it. Errors are of KindInvalidRequest.
-func newSecret(plan builder.Plan, cfg Config, job *batchv1.Job, name string, docker []byte) (*corev1.Secret, error) {
-	text, err := json.Marshal(newDocument(plan))
+func newSecret(plan builder.Plan, cfg Config, to reach, job *batchv1.Job) (*corev1.Secret, error) {
+	text, err := json.Marshal(newDocument(plan, cfg.SourceSettings))
 	if err != nil {
 		return nil, invalid("the plan", err)
 	}
-	data := map[string][]byte{keyPlan: text, keyDocker: docker}
-	if cfg.CA != "" {
-		data[keyCA] = []byte(cfg.CA)
+	data := map[string][]byte{keyPlan: text}
+	for _, f := range to.files {
+		data[fileKey(f.Name)] = f.Data
+	}
+	for _, v := range to.env {
+		data[envKey(v.name)] = []byte(v.value)
 	}
 	for i, arg := range plan.BuildArgs {
 		data[argKey(i)] = []byte(arg.Value)
@@ -92,7 +95,7 @@ func newSecret(plan builder.Plan, cfg Config, job *batchv1.Job, name string, doc
 	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: name, Namespace: job.Namespace, Labels: labels(plan, cfg), Annotations: identity(plan),
+			Name: secretName(job), Namespace: job.Namespace, Labels: labels(plan, cfg), Annotations: identity(plan),
 			OwnerReferences: []metav1.OwnerReference{{
 				APIVersion: batchv1.SchemeGroupVersion.String(), Kind: "Job", Name: job.Name, UID: job.UID, Controller: new(true),
 			}},

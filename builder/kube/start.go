@@ -12,7 +12,6 @@ import (
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 
 	"kiln/builder"
-	"kiln/builder/kaniko"
 )
 
 // start finds or makes the Job of the plan, and its Secret.
@@ -58,7 +57,12 @@ func (r *run) join(ctx context.Context) (*batchv1.Job, error) {
 func (r *run) create(ctx context.Context) (*batchv1.Job, error) {
 	const op = "creating the Job"
 	api := r.engine.api
-	wanted, err := newJob(r.plan, r.engine.cfg, jobName(r.plan, r.engine.cfg)+"-"+utilrand.String(8), traceparent(ctx))
+	to, err := r.engine.cfg.reachFor(ctx, r.plan)
+	if err != nil {
+		return nil, err
+	}
+	r.to = &to
+	wanted, err := newJob(r.plan, r.engine.cfg, to, jobName(r.plan, r.engine.cfg)+"-"+utilrand.String(8), traceparent(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -101,15 +105,14 @@ func traceparent(ctx context.Context) string {
 // createSecret makes what the Pod waits for. Without it the Job is of no use.
 func (r *run) createSecret(ctx context.Context) error {
 	cfg := r.engine.cfg
-	docker := []byte(`{"auths":{}}`)
-	var err error
-	if cfg.Credentials != nil {
-		docker, err = cfg.Credentials.DockerConfig(ctx, r.plan.RegistrySecret, kaniko.Registries(r.plan))
+	if r.to == nil {
+		to, err := cfg.reachFor(ctx, r.plan)
 		if err != nil {
 			return r.without(ctx, err)
 		}
+		r.to = &to
 	}
-	secret, err := newSecret(r.plan, cfg, r.job, secretName(r.job), docker)
+	secret, err := newSecret(r.plan, cfg, *r.to, r.job)
 	if err != nil {
 		return r.without(ctx, err)
 	}

@@ -46,7 +46,7 @@ func (r *Registry) pullError(op string, err error) error {
 	switch code := status(err); {
 	case isMissing(err):
 		kind = builder.KindBaseNotFound
-	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+	case code == http.StatusUnauthorized || code == http.StatusForbidden || errors.Is(err, errDenied):
 		kind = builder.KindPullDenied
 	}
 	return r.fail(kind, op, err)
@@ -56,6 +56,9 @@ func (r *Registry) pullError(op string, err error) error {
 // repository that it does not create, an immutable tag, a quota) it refuses again.
 func (r *Registry) pushError(op string, err error) error {
 	kind := builder.KindUnavailable
+	if errors.Is(err, errDenied) {
+		kind = builder.KindPushDenied
+	}
 	switch status(err) {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusConflict,
 		http.StatusPreconditionFailed, http.StatusRequestEntityTooLarge:

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	memory "github.com/google/go-containerregistry/pkg/registry"
@@ -190,7 +192,39 @@ func configFile(t *testing.T, content string) string {
 
 // authConfig is a docker config with a password for the user "kiln".
 func authConfig(host, password string) string {
-	return fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("kiln:"+password)))
+	return fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, encoded(password))
+}
+
+// encoded is what an "auth" entry holds for the user "kiln".
+func encoded(password string) string {
+	return base64.StdEncoding.EncodeToString([]byte("kiln:" + password))
+}
+
+// age makes the sessions of a registry older.
+func age(r *Registry, by time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.sessions {
+		s.born = s.born.Add(-by)
+	}
+}
+
+// dialTo makes every connection of r go to a test server, by host or, under "", for all
+// others.
+func dialTo(r *Registry, servers map[string]*httptest.Server) {
+	r.transport.Proxy = nil
+	r.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		for _, known := range []string{addr, host, ""} {
+			if s := servers[known]; s != nil {
+				return new(net.Dialer).DialContext(ctx, network, s.Listener.Addr().String())
+			}
+		}
+		return nil, fmt.Errorf("connection to %s:%s refused by the test", host, port)
+	}
 }
 
 func newRegistry(t *testing.T, cfg Config) *Registry {
@@ -225,4 +259,14 @@ func headDigest(t *testing.T, ref string) string {
 		t.Fatalf("read %s: %v", ref, err)
 	}
 	return desc.Digest.String()
+}
+
+// route lets connections to an address through.
+func route(others func(ctx context.Context, network, addr string) (net.Conn, error), through string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr == through {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}
+		return others(ctx, network, addr)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -16,9 +17,10 @@ import (
 )
 
 // Resolve returns digest and compressed size of the image that ref (a tag or a
-// digest) names for the platform (os/arch[/variant]). Errors are of kind
-// base_not_found, also when there is no image for the platform, pull_denied,
-// unavailable and invalid_request.
+// digest) names for the platform (os/arch[/variant]). The registry's mirrors are asked
+// before it; each may take a part of the time. Errors are of kind base_not_found, also
+// when there is no image for the platform, pull_denied, unavailable and
+// invalid_request.
 //
 // What a digest stands for is remembered, and a tag is asked for by HEAD first: a
 // registry that counts pulls counts one for each new image.
@@ -32,20 +34,69 @@ func (r *Registry) Resolve(ctx context.Context, ref, platform string) (builder.I
 	if err != nil || want.OS == "" || want.Architecture == "" {
 		return builder.Image{}, builder.Errorf(builder.KindInvalidRequest, op, "platform %q is not os/arch[/variant]", platform)
 	}
+	places, err := r.mirrorsOf(op, parsed)
+	if err != nil {
+		return builder.Image{}, err
+	}
+	places = append(places, parsed)
 	var image builder.Image
-	err = r.do(ctx, r.cfg.Timeout, func(ctx context.Context, s *session) error {
-		image, err = r.resolve(ctx, s, op, parsed, *want)
+	var missed []string
+	deadline := time.Now().Add(r.cfg.Timeout)
+	for i, place := range places {
+		share := (time.Until(deadline) / time.Duration(len(places)-i)).Round(time.Millisecond)
+		if image, err = r.resolveAt(ctx, share, op, place, *want); err == nil {
+			image.Ref = ref
+			return image, nil
+		}
+		if i < len(places)-1 && ctx.Err() == nil {
+			missed = append(missed, fmt.Sprintf("mirror %s: %s", place.Context().RegistryStr(), r.redactor.Text(short(err.Error()))))
+		}
+	}
+	err = r.pullError(op, err)
+	if failed, ok := errors.AsType[*builder.Error](err); ok && len(missed) > 0 {
+		return image, &builder.Error{Kind: failed.Kind, Op: failed.Op, Err: fmt.Errorf("%w (%s)", failed.Err, strings.Join(missed, "; "))}
+	}
+	return image, err
+}
+
+// mirrorsOf returns what the image is called at the mirrors of its registry.
+func (r *Registry) mirrorsOf(op string, ref name.Reference) ([]name.Reference, error) {
+	h, _ := r.cfg.host(ref.Context().RegistryStr())
+	places := make([]name.Reference, 0, len(h.Mirrors)+1)
+	for _, text := range h.Mirrors {
+		m := parseMirror(text)
+		var options []name.Option
+		if r.cfg.IsInsecure(m.host) {
+			options = append(options, name.Insecure)
+		}
+		host, err := name.NewRegistry(m.host, options...)
+		if err != nil {
+			return nil, &builder.Error{Kind: builder.KindInvalidRequest, Op: op, Err: fmt.Errorf("read mirror %q: %w", text, err)}
+		}
+		repository := host.Repo(m.path, ref.Context().RepositoryStr())
+		if digest, ok := ref.(name.Digest); ok {
+			places = append(places, repository.Digest(digest.DigestStr()))
+		} else {
+			places = append(places, repository.Tag(ref.Identifier()))
+		}
+	}
+	return places, nil
+}
+
+func (r *Registry) resolveAt(ctx context.Context, timeout time.Duration, op string, ref name.Reference, want v1.Platform) (builder.Image, error) {
+	var image builder.Image
+	err := r.do(ctx, timeout, func(ctx context.Context, open sessions) error {
+		s, err := open(ref.Context().RegistryStr())
+		if err == nil {
+			image, err = r.resolve(ctx, s, op, ref, want)
+		}
 		return err
 	})
 	if isMissing(err) {
 		err = fmt.Errorf("%s has no %s in repository %s: %w",
-			parsed.Context().RegistryStr(), parsed.Identifier(), parsed.Context().RepositoryStr(), err)
+			ref.Context().RegistryStr(), ref.Identifier(), ref.Context().RepositoryStr(), err)
 	}
-	if err != nil {
-		return builder.Image{}, r.pullError(op, err)
-	}
-	image.Ref = ref
-	return image, nil
+	return image, err
 }
 
 func (r *Registry) resolve(ctx context.Context, s *session, op string, ref name.Reference, want v1.Platform) (builder.Image, error) {
@@ -172,8 +223,12 @@ func (r *Registry) Verify(ctx context.Context, imageRef string) error {
 	if err != nil {
 		return err
 	}
-	err = r.do(ctx, r.cfg.Timeout, func(ctx context.Context, s *session) error {
-		_, err := s.puller.Head(ctx, digest)
+	err = r.do(ctx, r.cfg.Timeout, func(ctx context.Context, open sessions) error {
+		s, err := open(digest.RegistryStr())
+		if err != nil {
+			return err
+		}
+		_, err = s.puller.Head(ctx, digest)
 		if err != nil && !isMissing(err) && ctx.Err() == nil {
 			// Not every registry answers HEAD well, and none says why it refuses.
 			_, err = s.puller.Get(ctx, digest)

@@ -7,63 +7,131 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"kiln/builder"
 )
 
-// sessionAge is how long a session's credentials are used before they are read
-// anew.
+// sessionAge is how long a session's credentials and certificates are used before
+// they are read anew.
 const sessionAge = 5 * time.Minute
 
-// session remembers how to talk to registries: which scheme a host speaks, and the
-// authorization for each repository.
+// sessionKey is what a session is for.
+type sessionKey struct{ host, secret string }
+
+// session remembers how to talk to one registry as one user: which scheme it speaks,
+// and the authorization for each repository.
 type session struct {
-	puller *remote.Puller
-	pusher *remote.Pusher
-	born   time.Time
+	puller    *remote.Puller
+	pusher    *remote.Pusher
+	auth      authn.Authenticator
+	transport *hostTransport
+	options   []remote.Option
+	born      time.Time
 }
 
-// session returns the current session; refused is one that must not be used again.
-func (r *Registry) session(refused *session) (*session, error) {
+func (s *session) close() { s.transport.close() }
+
+// session returns the current session with a host; refused is one that must not be
+// used again.
+func (r *Registry) session(ctx context.Context, host string, refused *session) (*session, error) {
+	key := sessionKey{host, r.secret}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if s := r.current; s != nil && s != refused && time.Since(s.born) < sessionAge {
+	s := r.sessions[key]
+	r.mu.Unlock()
+	if s != nil && s != refused && time.Since(s.born) < sessionAge {
 		return s, nil
 	}
-	options := r.options()
-	puller, err := remote.NewPuller(options...)
+	// Not under the lock: credentials may have to be asked for. Of two that are made
+	// at the same time the later one stays.
+	s, err := r.newSession(ctx, host)
 	if err != nil {
-		return nil, fmt.Errorf("prepare pulling: %w", err)
+		return nil, err
 	}
-	pusher, err := remote.NewPusher(options...)
-	if err != nil {
-		return nil, fmt.Errorf("prepare pushing: %w", err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k, old := range r.sessions {
+		if time.Since(old.born) >= sessionAge {
+			old.close()
+			delete(r.sessions, k)
+		}
 	}
-	r.current = &session{puller: puller, pusher: pusher, born: time.Now()}
-	return r.current, nil
+	r.sessions[key] = s
+	return s, nil
 }
 
-// do runs an operation with a session. One that is denied is repeated once in a new
-// session, since credentials may have been rotated; so is one that failed because
-// another operation was canceled while both waited for the same authorization.
-func (r *Registry) do(ctx context.Context, timeout time.Duration, operation func(context.Context, *session) error) error {
+func (r *Registry) newSession(ctx context.Context, host string) (*session, error) {
+	login, err := r.login(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	t, err := r.newTransport(host)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{transport: t, auth: authenticator(login), born: time.Now()}
+	s.options = options(s.auth, t)
+	if s.puller, err = remote.NewPuller(s.options...); err != nil {
+		return nil, fmt.Errorf("prepare pulling: %w", err)
+	}
+	if s.pusher, err = remote.NewPusher(s.options...); err != nil {
+		return nil, fmt.Errorf("prepare pushing: %w", err)
+	}
+	return s, nil
+}
+
+func authenticator(l builder.Login) authn.Authenticator {
+	if l == (builder.Login{}) {
+		return authn.Anonymous
+	}
+	return authn.FromConfig(authn.AuthConfig{
+		Username: l.Username, Password: l.Password, IdentityToken: l.IdentityToken, RegistryToken: l.RegistryToken,
+	})
+}
+
+// options of the client. Flakes are retried twice within half a second; what lasts
+// longer is up to the caller.
+func options(auth authn.Authenticator, t http.RoundTripper) []remote.Option {
+	return []remote.Option{
+		remote.WithAuth(auth),
+		remote.WithTransport(t),
+		remote.WithUserAgent("kiln"),
+		remote.WithRetryBackoff(flakes()),
+		// Not 429: asking at once again makes it worse.
+		remote.WithRetryStatusCodes(http.StatusRequestTimeout, http.StatusInternalServerError,
+			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout),
+	}
+}
+
+func flakes() remote.Backoff {
+	return remote.Backoff{Duration: 100 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}
+}
+
+// sessions gives an operation its session with a host.
+type sessions func(host string) (*session, error)
+
+// do runs an operation. One that is denied in a session of before is repeated once in
+// new ones, since credentials may have been rotated; so is one that failed because another operation
+// was canceled while both waited for the same authorization.
+func (r *Registry) do(ctx context.Context, timeout time.Duration, operation func(context.Context, sessions) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the registry took longer than %s", timeout))
 	defer cancel()
-	s, err := r.session(nil)
-	if err != nil {
-		return err
-	}
-	fresh := time.Since(s.born) < time.Second
-	err = operation(ctx, s)
-	code := status(err)
-	stale := !fresh && (code == http.StatusUnauthorized || code == http.StatusForbidden)
-	if ctx.Err() == nil && (stale || errors.Is(err, context.Canceled)) {
-		if s, err = r.session(s); err != nil {
-			return err
+	began, used := time.Now(), map[string]*session{}
+	err := operation(ctx, func(host string) (*session, error) {
+		s, err := r.session(ctx, host, nil)
+		used[host] = s
+		return s, err
+	})
+	stale := false
+	if code := status(err); code == http.StatusUnauthorized || code == http.StatusForbidden {
+		for _, s := range used {
+			stale = stale || s != nil && s.born.Before(began)
 		}
-		err = operation(ctx, s)
+	}
+	if ctx.Err() == nil && (stale || errors.Is(err, context.Canceled)) {
+		err = operation(ctx, func(host string) (*session, error) { return r.session(ctx, host, used[host]) })
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return fmt.Errorf("%w: %w", cause, err)
@@ -71,22 +139,8 @@ func (r *Registry) do(ctx context.Context, timeout time.Duration, operation func
 	return err
 }
 
-// options of the client. Flakes are retried twice within half a second; what lasts
-// longer is up to the caller.
-func (r *Registry) options() []remote.Option {
-	return []remote.Option{
-		remote.WithAuthFromKeychain(r.keychain),
-		remote.WithTransport(strict{r.transport, r.cfg}),
-		remote.WithUserAgent("kiln"),
-		remote.WithRetryBackoff(remote.Backoff{Duration: 100 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}),
-		// Not 429: asking at once again makes it worse.
-		remote.WithRetryStatusCodes(http.StatusRequestTimeout, http.StatusInternalServerError,
-			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout),
-	}
-}
-
 // parse reads a reference and decides about its scheme: the library takes more
-// hosts for insecure than the configuration does; see strict.
+// hosts for insecure than the configuration does; see hostTransport.
 func (r *Registry) parse(op, ref string) (name.Reference, error) {
 	parsed, err := name.ParseReference(ref)
 	if err == nil && r.cfg.IsInsecure(parsed.Context().RegistryStr()) {
@@ -109,20 +163,4 @@ func (r *Registry) parseDigest(op, ref string) (name.Digest, error) {
 		return name.Digest{}, builder.Errorf(builder.KindInvalidRequest, op, "%q names no digest", ref)
 	}
 	return digest, nil
-}
-
-// strict refuses plain HTTP to hosts that are not configured for it. The library
-// tries it by itself for private networks (RFC 1918) and names in .local, and
-// follows redirects to it.
-type strict struct {
-	next http.RoundTripper
-	cfg  Config
-}
-
-// RoundTrip implements http.RoundTripper.
-func (s strict) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && !s.cfg.IsInsecure(r.URL.Host) {
-		return nil, fmt.Errorf("refusing plain HTTP to %s: it is not configured as an insecure registry", r.URL.Host)
-	}
-	return s.next.RoundTrip(r)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -38,16 +39,24 @@ func (r *Registry) Tag(ctx context.Context, imageRef, target string) error {
 	if source.Context().Name() != tag.Context().Name() {
 		timeout, put = r.cfg.CopyTimeout, r.copyImage
 	}
-	err = r.do(ctx, timeout, func(ctx context.Context, s *session) error {
+	err = r.do(ctx, timeout, func(ctx context.Context, open sessions) error {
+		to, err := open(tag.RegistryStr())
+		if err != nil {
+			return err
+		}
 		// Asking is cheaper than writing, and a reused image mostly has its tag.
-		if at, err := s.puller.Head(ctx, tag); err == nil && at.Digest.String() == source.Identifier() {
+		if at, err := to.puller.Head(ctx, tag); err == nil && at.Digest.String() == source.Identifier() {
 			return nil
 		}
-		desc, err := get(ctx, s, source)
+		from, err := open(source.RegistryStr())
+		if err != nil {
+			return err
+		}
+		desc, err := get(ctx, from, source)
 		if err != nil {
 			return r.sourceError("reading "+imageRef, err)
 		}
-		return put(ctx, s, desc, tag)
+		return put(ctx, to, desc, tag)
 	})
 	if err != nil {
 		return r.pushError(op, err)
@@ -70,14 +79,17 @@ func (r *Registry) put(ctx context.Context, s *session, desc *remote.Descriptor,
 
 // copyImage stores image or index with everything that belongs to it. It uses no
 // session for pushing: that would remember blobs, which may be collected meanwhile.
-func (r *Registry) copyImage(ctx context.Context, _ *session, desc *remote.Descriptor, tag name.Tag) error {
+func (r *Registry) copyImage(ctx context.Context, s *session, desc *remote.Descriptor, tag name.Tag) error {
 	select {
 	case r.copies <- struct{}{}:
 		defer func() { <-r.copies }()
 	case <-ctx.Done():
 		return fmt.Errorf("wait for other copies: %w", ctx.Err())
 	}
-	options := append(r.options(), remote.WithContext(ctx))
+	if err := r.create(ctx, tag); err != nil && !errors.Is(err, errDenied) {
+		return err
+	}
+	options := append(slices.Clip(s.options), remote.WithContext(ctx))
 	if desc.MediaType.IsIndex() {
 		index, err := desc.ImageIndex()
 		if err != nil {

@@ -90,10 +90,10 @@ func (b *build) inside(ctx context.Context, dir *os.Root, where place) (string, 
 	if err := fill(root, b.plan, int(b.firstID)); err != nil {
 		return "", fmt.Errorf("write build root: %w", err)
 	}
-	if err := b.fetchSource(ctx, root); err != nil {
+	if err := b.fetchSource(ctx, root, where); err != nil {
 		return "", err
 	}
-	if err := b.writeBundle(dir, where); err != nil {
+	if err := b.writeBundle(ctx, dir, where); err != nil {
 		return "", err
 	}
 	log := kaniko.NewLog(b.logs)
@@ -106,7 +106,7 @@ func (b *build) inside(ctx context.Context, dir *os.Root, where place) (string, 
 
 // fetchSource writes the plan's code into the context. It gives the time of the limits
 // to the fetch too.
-func (b *build) fetchSource(ctx context.Context, root *os.Root) error {
+func (b *build) fetchSource(ctx context.Context, root *os.Root, where place) error {
 	src := b.plan.Source
 	if src == nil {
 		return nil
@@ -115,6 +115,7 @@ func (b *build) fetchSource(ctx context.Context, root *os.Root) error {
 	if b.engine.cfg.Sources == nil {
 		return builder.Errorf(builder.KindInvalidRequest, op, "this worker fetches no sources")
 	}
+	_, _ = fmt.Fprintf(b.logs, "Fetching the source %s at %s\n", src.URL, src.Version)
 	folder := path.Join(rel(kaniko.Context), builder.SourceDir)
 	if err := root.MkdirAll(folder, 0o755); err != nil {
 		return unavailable(op, err)
@@ -124,13 +125,24 @@ func (b *build) fetchSource(ctx context.Context, root *os.Root) error {
 		return unavailable(op, err)
 	}
 	defer dir.Close()
-	if err := b.engine.cfg.Sources.Fetch(ctx, src.URL, src.Version, b.plan.SourceEnv(), dir); err != nil {
-		if ctx.Err() != nil {
-			return canceled(ctx)
-		}
+	// On a thread of its own: this one has other mounts than the rest of the process.
+	fetched := make(chan error, 1)
+	go func() { fetched <- b.engine.cfg.Sources.Fetch(ctx, src.URL, src.Version, b.plan.SourceEnv(), dir) }()
+	switch err := <-fetched; {
+	case err == nil:
+		return own(dir, int(b.firstID))
+	case ctx.Err() != nil:
+		return canceled(ctx)
+	case errors.Is(err, unix.ENOSPC) && b.mayMove(where):
+		return errOutgrown
+	default:
 		return err
 	}
-	return own(dir, int(b.firstID))
+}
+
+// mayMove reports whether a build that does not fit may start again on disk.
+func (b *build) mayMove(where place) bool {
+	return where.tmpfs && b.engine.cfg.Root == RootAuto && where.size < b.plan.Limits.Disk
 }
 
 // own gives a fetched tree to the container's root, who could not read it otherwise.
@@ -147,21 +159,42 @@ func own(dir *os.Root, owner int) error {
 	return nil
 }
 
+// options finds out how the registries of the plan are reached.
+func (b *build) options(ctx context.Context) (kaniko.Options, error) {
+	options := kaniko.Options{DigestFile: "/" + digestFile, Dir: guarded}
+	known := b.engine.cfg.Registries
+	if known == nil {
+		return options, nil
+	}
+	var err error
+	options.Registries, err = kaniko.Reach(b.plan, func(host string) (builder.Access, error) {
+		return known.Access(ctx, host, b.plan.RegistrySecret)
+	})
+	if err != nil && ctx.Err() != nil {
+		err = canceled(ctx)
+	}
+	return options, err
+}
+
 // writeBundle writes the container's specification and what it mounts.
-func (b *build) writeBundle(dir *os.Root, where place) error {
+func (b *build) writeBundle(ctx context.Context, dir *os.Root, where place) error {
 	e := b.engine
-	auth, dockerConfig, err := credentials(e.cfg.DockerConfig, kaniko.Registries(b.plan))
+	options, err := b.options(ctx)
 	if err != nil {
 		return err
 	}
-	if err := bundleFiles(dir, int(b.firstID), dockerConfig); err != nil {
+	registries, err := options.Files()
+	if err != nil {
+		return err
+	}
+	if err := bundleFiles(dir, int(b.firstID), registries); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
-	env := append(kaniko.Env(b.plan),
-		"DOCKER_CONFIG="+guarded, "SSL_CERT_FILE="+guarded+"/ca.crt", "SSL_CERT_DIR="+guarded)
-	if auth != "" {
-		env = append(env, "DOCKER_AUTH_CONFIG="+auth)
+	env, err := options.Env()
+	if err != nil {
+		return err
 	}
+	env = slices.Concat(env, kaniko.Env(b.plan), []string{"SSL_CERT_FILE=" + guarded + "/ca.crt", "SSL_CERT_DIR=" + guarded})
 	memory := b.plan.Limits.Memory
 	if where.tmpfs {
 		// The kernel counts pages of a tmpfs as memory of whoever wrote them.
@@ -173,7 +206,7 @@ func (b *build) writeBundle(dir *os.Root, where place) error {
 	}
 	spec := bundle{
 		files:    min(files.Max, 65536),
-		args:     kaniko.Args(b.plan, kaniko.Options{DigestFile: "/" + digestFile, Insecure: e.cfg.Insecure}),
+		args:     kaniko.Args(b.plan, options),
 		env:      env,
 		root:     e.mountPoint,
 		executor: e.executor,
@@ -299,7 +332,7 @@ func (b *build) judge(ctx context.Context, root *os.Root, where place, log *kani
 		return "", end.failed
 	}
 	end.diskFull = end.diskFull || where.full(root)
-	if where.tmpfs && b.engine.cfg.Root == RootAuto && where.size < b.plan.Limits.Disk && (end.diskFull || log.NoSpace()) {
+	if b.mayMove(where) && (end.diskFull || log.NoSpace()) {
 		return "", errOutgrown
 	}
 	limits := b.plan.Limits

@@ -33,6 +33,14 @@ type Sources interface {
 	Fetch(ctx context.Context, url, version string, env map[string]string, dir *os.Root) error
 }
 
+// Registries is what an Engine needs to know of image registries.
+type Registries interface {
+	// Access returns what it takes to use the registry at host (as in references), with
+	// the named credentials (builder.Plan.RegistrySecret) first. Errors are of
+	// builder's *Error.
+	Access(ctx context.Context, host, secret string) (builder.Access, error)
+}
+
 // Config of an Engine. StateDir is required; every other field has a default.
 type Config struct {
 	// Executor is the path of the static Kaniko executor. Defaults to
@@ -52,12 +60,9 @@ type Config struct {
 	// TmpfsBudget is how many bytes the build roots of all running builds may take on
 	// tmpfs. Defaults to half of the memory that is available when New is called.
 	TmpfsBudget int64
-	// DockerConfig is the path of a docker config.json with credentials. Defaults to
-	// Docker's own search. Builds get the credentials of the registries that they name.
-	DockerConfig string
-	// Insecure lists registries (host or host:port) that are spoken to by plain HTTP.
-	// Loopback addresses always are.
-	Insecure []string
+	// Registries knows how the registries that a build names are reached. Nil: by an
+	// anonymous user, and by plain HTTP on loopback.
+	Registries Registries
 	// SubUIDBase is the first host id of the ranges that containers are mapped to:
 	// 65536 ids for each running build. Defaults to 100000.
 	SubUIDBase uint32

@@ -10,9 +10,10 @@
 //
 // The executor gains a capability when it is executed, and Linux keeps memory,
 // environment and descriptors of such a process from every other process of the
-// container. Credentials and secrets travel in that environment, so that a RUN
-// command sees the secrets that it mounts, and no credentials. Identity tokens are
-// the exception: the executor takes them from a file only, which commands can read.
+// container. Credentials, secrets and the key of a client certificate travel in that
+// environment, so that a RUN command sees the secrets that it mounts, and no
+// credentials. Identity tokens are the exception: the executor takes them from a file
+// only, which commands can read.
 //
 // Commands may gain privileges inside the container by set-uid programs such as
 // sudo, as in docker build: they are root there already, and root there is nobody on

@@ -18,6 +18,7 @@ import (
 
 	"kiln/builder"
 	"kiln/builder/enginetest"
+	"kiln/builder/registry"
 )
 
 // site is a registry with a base image.
@@ -173,12 +174,13 @@ func TestCredentialsReachTheRegistryAndNoCommand(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	s := newSite(t)
-	cfg.DockerConfig = filepath.Join(t.TempDir(), "config.json")
+	dockerConfig := filepath.Join(t.TempDir(), "config.json")
 	entry := `{"auths":{"` + s.reg.Host + `":{"username":"robot","password":"hush-hush-7"},"other.example.com":{"auth":"b3RoZXI6b3RoZXI="}}}`
-	if err := os.WriteFile(cfg.DockerConfig, []byte(entry), 0o600); err != nil {
+	if err := os.WriteFile(dockerConfig, []byte(entry), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.reg.Fault(enginetest.BasicAuth("robot", "hush-hush-7"))
+	cfg.Registries = images(t, registry.Config{DockerConfig: dockerConfig})
 	e := engine(t, cfg)
 	plan := s.plan(t, "RUN cat /dev/kiln/config.json; cat /proc/1/environ; env; grep -r 'hush-hush-[7]' /kaniko /etc /root /tmp || echo nothing")
 	var logs strings.Builder
@@ -198,7 +200,7 @@ func TestCredentialsReachTheRegistryAndNoCommand(t *testing.T) {
 		t.Errorf("the registry has %v (%v), want %s", desc, err, result.Digest)
 	}
 	plan.BuildID = strings.Repeat("1", 64)
-	if err := os.WriteFile(cfg.DockerConfig, []byte(strings.ReplaceAll(entry, "hush-hush-7", "wrong")), 0o600); err != nil {
+	if err := os.WriteFile(dockerConfig, []byte(strings.ReplaceAll(entry, "hush-hush-7", "wrong")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := e.Run(t.Context(), plan, &logs); builder.KindOf(err) != builder.KindPullDenied && builder.KindOf(err) != builder.KindPushDenied {

@@ -130,7 +130,7 @@ func fill(root *os.Root, plan builder.Plan, owner int) error {
 func rel(name string) string { return strings.TrimPrefix(name, "/") }
 
 // bundleFiles writes what is mounted into the container from the build's folder.
-func bundleFiles(root *os.Root, owner int, dockerConfig []byte) error {
+func bundleFiles(root *os.Root, owner int, registries []builder.File) error {
 	hosts, err := os.ReadFile("/etc/hosts")
 	if err != nil || !strings.Contains(string(hosts), "localhost") {
 		hosts = append(hosts, "\n127.0.0.1 localhost\n::1 localhost"...)
@@ -144,7 +144,9 @@ func bundleFiles(root *os.Root, owner int, dockerConfig []byte) error {
 	host := &writer{root: root}
 	host.dir("guarded", 0o755)
 	host.file("guarded/ca.crt", certificates(), 0o644)
-	guest.file("guarded/config.json", dockerConfig, 0o400)
+	for _, f := range registries {
+		guest.file(path.Join("guarded", f.Name), f.Data, os.FileMode(f.Mode))
+	}
 	return errors.Join(guest.err, host.err)
 }
 

@@ -32,7 +32,10 @@ Examples:
   kiln build -f function.yaml
   kiln build -f function.json --no-cache -o json
   kiln build -f function.yaml --detach
-  cat function.yaml | kiln build -f - --env GIT_TOKEN=$GIT_TOKEN`
+  kiln build -f function.yaml --source ./src
+  cat function.yaml | kiln build -f - --env GIT_TOKEN=$GIT_TOKEN
+  kiln build --project-image --project demo --requirement 'pandas>=2,<3'
+  kiln build --project-image -f project.yaml --base-image python:3.12`
 }
 
 // Run publishes the request and follows it.
@@ -41,11 +44,27 @@ func (b *buildCmd) Run(ctx context.Context, s streams, c *cli) error {
 	if err != nil {
 		return err
 	}
+	local, err := b.packSource(&request)
+	if err != nil {
+		return usage(err)
+	}
+	defer local.close()
+	return b.submit(ctx, s, c, request, local)
+}
+
+// submit publishes a request, after its source if that is local, and follows it, as
+// the flags say.
+func (b *buildCmd) submit(ctx context.Context, s streams, c *cli, request events.BuildRequest, local *localSource) error {
 	kiln, closeClient, err := b.NATS.client(s, c)
 	if err != nil {
 		return err
 	}
 	defer closeClient()
+	if local != nil {
+		if _, err := kiln.UploadContext(ctx, local.file); err != nil {
+			return err
+		}
+	}
 	var opts []client.RequestOption
 	if b.ID != "" {
 		opts = append(opts, client.WithID(b.ID))

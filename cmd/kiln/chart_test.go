@@ -38,7 +38,7 @@ func TestSettingsOfTheChartAreKilns(t *testing.T) {
 			if w.Engine != "kube" || w.Kube.Image == "" || w.Kube.Namespace == "" || !strings.HasPrefix(w.HTTPAddr, ":") {
 				t.Errorf("worker = %+v", w)
 			}
-			if _, err := w.Kube.config(w.Registry); err != nil {
+			if _, err := w.Kube.config(); err != nil {
 				t.Error(err)
 			}
 		})

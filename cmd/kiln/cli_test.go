@@ -82,6 +82,36 @@ func TestPlanForPeopleShowsWhatMattersAndNoSecret(t *testing.T) {
 	}
 }
 
+func TestPlanShowsSourceOrderAndScheduling(t *testing.T) {
+	t.Parallel()
+	projects := filepath.Join(t.TempDir(), "projects.yaml")
+	if err := os.WriteFile(projects, []byte("demo:\n  source: git+https://me:hunter2hunter2@git.example.com/code#main\n  default_function_node_selector: {zone: a}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	yaml := strings.Replace(functionYAML, "with_mlrun", "source: .\n    secret: push\n    extra_args: --snapshot-mode redo\n    with_mlrun", 1)
+	args := []string{"plan", "-f", "-", "--registry-url", "registry.example.com", "--mlrun-projects-file", projects}
+	out, errs, code := execute(t, yaml, args...)
+	if code != exitOK {
+		t.Fatalf("exit code %d: %s", code, errs)
+	}
+	for _, want := range []string{
+		"source     git+https://git.example.com/code#main", "folder     /home/mlrun_code/", "order      The source comes last", "registry   push",
+		"flags      --snapshot-mode=redo", `scheduling {"node_selector":{"zone":"a"}}`,
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("output lacks %q:\n%s", want, out)
+		}
+	}
+	asJSON, errs, code := execute(t, yaml, append(args, "-o", "json")...)
+	var view planView
+	if err := json.Unmarshal([]byte(asJSON), &view); err != nil || code != exitOK || view.Source == nil || view.Scheduling.NodeSelector["zone"] != "a" {
+		t.Errorf("plan = %d %s %s (%v)", code, asJSON, errs, err)
+	}
+	if strings.Contains(out+asJSON, "hunter2") {
+		t.Errorf("output shows the password:\n%s%s", out, asJSON)
+	}
+}
+
 func TestPlanTakesWholeRequestsAndJSON(t *testing.T) {
 	t.Parallel()
 	request := `{"function": {"kind": "job", "metadata": {"name": "f"}, "spec": {"image": "mlrun/mlrun"}}, "force_build": false}`
@@ -112,7 +142,9 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 		"several documents": {"kind: job\n---\nkind: job\n", []string{"plan", "-f", "-"}, "several"},
 		"schema":            {"kind: job\nmetadata: {}\nspec: {build: {commands: ls}}\n", []string{"plan", "-f", "-"}, "/function/spec/build/commands"},
 		"rules":             {strings.Replace(functionYAML, "job", "toaster", 1), []string{"plan", "-f", "-"}, "toaster"},
-		"unsupported field": {strings.Replace(functionYAML, "with_mlrun", "secret: s\n    with_mlrun", 1), []string{"plan", "-f", "-", "--registry-url", "r.example.com"}, "spec.build.secret"},
+		"source of MLRun":   {strings.Replace(functionYAML, "with_mlrun", "source: store://s\n    with_mlrun", 1), []string{"plan", "-f", "-", "--registry-url", "r.example.com"}, "spec.build.source"},
+		"local source":      {strings.Replace(functionYAML, "with_mlrun", "source: ./a.zip\n    with_mlrun", 1), []string{"plan", "-f", "-", "--registry-url", "r.example.com"}, "spec.build.source"},
+		"project defaults":  {functionYAML, []string{"plan", "-f", "-", "--mlrun-projects-file", bad}, "urll"},
 		"no registry":       {functionYAML, []string{"plan", "-f", "-"}, "registry"},
 		"unknown setting":   {"", []string{"--config", bad, "ls"}, "nats.urll"},
 		"size":              {"", []string{"up", "--sandbox-memory", "lots"}, "lots"},
@@ -228,11 +260,11 @@ func TestProvisionWritesItsDefinitionsWithoutAServer(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "nats")
 	out, errs, code := execute(t, "", "provision", "--write", dir, "--nats-prefix", "acme", "--nats-url", "nats://127.0.0.1:1")
-	if code != exitOK || strings.Count(out, "wrote") != 5 {
+	if code != exitOK || strings.Count(out, "wrote") != 6 {
 		t.Fatalf("exit code %d: %s%s", code, out, errs)
 	}
 	for name, text := range map[string]string{
-		"ACME_BUILD.json": `"acme.build.*"`, "ACME_BUILD_LOG.json": "acme.build.log.*", "KV_ACME_KILN_LEDGER.json": "$KV.ACME_KILN_LEDGER.>",
+		"ACME_BUILD.json": `"acme.build.*"`, "ACME_BUILD_LOG.json": "acme.build.log.*", "KV_ACME_KILN_LEDGER.json": "$KV.ACME_KILN_LEDGER.>", "OBJ_ACME_KILN_CONTEXT.json": "$O.ACME_KILN_CONTEXT.C.>",
 		"build-workers.json": `"acme.build.requested"`, "roles.conf": `"$JS.API.CONSUMER.MSG.NEXT.ACME_BUILD.build-workers"`,
 	} {
 		raw, err := os.ReadFile(filepath.Join(dir, name))

@@ -80,7 +80,7 @@ func (f natsFlags) client(s streams, c *cli) (*client.Client, func(), error) {
 
 func (f topologyFlags) topology(prefix string) natsbus.Topology {
 	return natsbus.Topology{
-		Prefix: prefix, Replicas: f.Replicas, MaxAge: f.MaxAge, LogMaxAge: f.LogMaxAge, AckWait: f.AckWait,
+		Prefix: prefix, Replicas: f.Replicas, MaxAge: f.MaxAge, LogMaxAge: f.LogMaxAge, ContextMaxAge: f.ContextMaxAge, AckWait: f.AckWait,
 		MaxAckPending: f.MaxAckPending, DuplicateWindow: f.DuplicateWindow,
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // requestFlags make a build request of a function file.
 type requestFlags struct {
-	File         string            `env:"-" short:"f" required:"" placeholder:"FILE" help:"Function as YAML or JSON, as MLRun exports it; - is standard input."`
+	File         string            `env:"-" short:"f" placeholder:"FILE" help:"Function as YAML or JSON, as MLRun exports it; - is standard input. With --project-image a project."`
 	WithMLRun    *bool             `env:"-" name:"with-mlrun" negatable:"" help:"Put mlrun into the image, or do not. Defaults to what the function and its base image say."`
 	Force        bool              `env:"-" help:"Build even when nothing seems to be needed."`
 	SkipDeployed bool              `env:"-" help:"Build nothing when the function has an image."`
@@ -25,18 +25,17 @@ type requestFlags struct {
 	MLRunVersion string            `env:"-" name:"mlrun-version" placeholder:"TEXT" help:"Requirement for mlrun, for example mlrun==1.7.0."`
 	Env          map[string]string `env:"-" placeholder:"NAME=VALUE" help:"Build arguments (builder_env); values of names such as TOKEN or PASSWORD are kept out of logs."`
 	BuildTimeout string            `env:"-" placeholder:"DURATION" help:"Time limit of the build, for example 1h."`
+	LayerOrder   string            `env:"-" placeholder:"ORDER" help:"Where the source comes among the layers: auto, source_first or source_last."`
 	BuildOn      string            `env:"-" name:"platform" placeholder:"OS/ARCH" help:"Platform of the image."`
+	LocalSource  string            `env:"-" name:"source" placeholder:"PATH" help:"Folder, or tar, tar.gz or zip archive, whose content goes into the image as the function's source. A path in spec.build.source is packed and uploaded just so, relative to the function's file. A .dockerignore in the folder is honoured."`
+	projectImageFlags
 }
 
 // request reads the file and puts the flags on top of what it says.
 func (r requestFlags) request(s streams) (events.BuildRequest, error) {
-	raw, err := readInput(r.File, s.in)
+	request, err := r.read(s)
 	if err != nil {
 		return events.BuildRequest{}, usage(err)
-	}
-	request, err := parseFunction(raw)
-	if err != nil {
-		return events.BuildRequest{}, usage(fmt.Errorf("%s: %w", r.File, err))
 	}
 	if r.WithMLRun != nil {
 		request.WithMLRun = new(events.Flag(*r.WithMLRun))
@@ -50,6 +49,9 @@ func (r requestFlags) request(s streams) (events.BuildRequest, error) {
 	if r.BuildTimeout != "" {
 		request.Options.Timeout = r.BuildTimeout
 	}
+	if r.LayerOrder != "" {
+		request.Options.LayerOrder = r.LayerOrder
+	}
 	if r.BuildOn != "" {
 		request.Options.Platform = r.BuildOn
 	}
@@ -58,6 +60,32 @@ func (r requestFlags) request(s streams) (events.BuildRequest, error) {
 			request.BuilderEnv = map[string]string{}
 		}
 		request.BuilderEnv[name] = value
+	}
+	return request, nil
+}
+
+// read takes the function from the file, or makes the one that a project's image is
+// built of.
+func (r requestFlags) read(s streams) (events.BuildRequest, error) {
+	var raw []byte
+	var err error
+	if r.File != "" {
+		if raw, err = readInput(r.File, s.in); err != nil {
+			return events.BuildRequest{}, err
+		}
+	}
+	if r.ProjectImage {
+		return r.projectImage(r.File, raw)
+	}
+	if err := r.unused(); err != nil {
+		return events.BuildRequest{}, err
+	}
+	if r.File == "" {
+		return events.BuildRequest{}, errors.New("missing flag: --file=FILE, the function (or --project-image)")
+	}
+	request, err := parseFunction(raw)
+	if err != nil {
+		return request, fmt.Errorf("%s: %w", r.File, err)
 	}
 	return request, nil
 }
@@ -82,12 +110,9 @@ func readInput(name string, stdin io.Reader) ([]byte, error) {
 // parseFunction reads YAML or JSON: a function object or a whole request. It is
 // checked as the worker will check it.
 func parseFunction(raw []byte) (events.BuildRequest, error) {
-	if severalDocuments(raw) {
-		return events.BuildRequest{}, errors.New("the file holds several YAML documents; give one function")
-	}
-	doc, err := yaml.YAMLToJSONStrict(raw)
+	doc, err := oneDocument(raw)
 	if err != nil {
-		return events.BuildRequest{}, fmt.Errorf("parse YAML: %w", err)
+		return events.BuildRequest{}, err
 	}
 	// The codec takes a bare message just like this.
 	e, err := events.Decode(events.Message{Subject: string(events.TypeBuildRequested), Data: doc, FallbackID: "file"})
@@ -103,6 +128,18 @@ func parseFunction(raw []byte) (events.BuildRequest, error) {
 		request.Function = compact.Bytes()
 	}
 	return *request, nil
+}
+
+// oneDocument returns YAML or JSON as JSON.
+func oneDocument(raw []byte) ([]byte, error) {
+	if severalDocuments(raw) {
+		return nil, errors.New("the file holds several YAML documents; give one")
+	}
+	doc, err := yaml.YAMLToJSONStrict(raw)
+	if err != nil {
+		return nil, fmt.Errorf("parse YAML: %w", err)
+	}
+	return doc, nil
 }
 
 // severalDocuments reports whether a document separator follows some content.

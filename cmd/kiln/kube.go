@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -46,36 +45,41 @@ type kubeFlags struct {
 	Unschedulable   time.Duration     `default:"5m" help:"How long a build may wait for a node."`
 	ImagePull       time.Duration     `default:"1m" help:"How long a node may fail to pull the two images."`
 	Start           time.Duration     `default:"15m" help:"How long a build may take to start for any other reason."`
+	NATSURL         string            `name:"nats-url" env:"KILN_KUBE_NATS_URL" help:"NATS server as Pods reach it, for uploaded sources. Defaults to --nats-url without its user." placeholder:"URL"`
+	NATSCredentials string            `name:"nats-credentials" env:"KILN_KUBE_NATS_CREDENTIALS" type:"existingfile" help:"Credentials file that Pods read uploaded sources with. The worker's own are not given to Pods." placeholder:"FILE"`
 	TTL             time.Duration     `name:"ttl" default:"15m" help:"How long a finished Job stays that no worker collects."`
 	QPS             float32           `name:"qps" default:"50" help:"Calls of the API server per second, of all builds together."`
 	Burst           int               `default:"100" help:"Calls of the API server at once."`
 }
 
-// engine connects to the cluster.
-func (f kubeFlags) engine(ctx context.Context, images registryFlags, log zerolog.Logger) (*kube.Engine, error) {
+// kube connects to the cluster.
+func (w *workerCmd) kube(ctx context.Context, images kube.Registries, log zerolog.Logger) (engine, error) {
+	f := w.Kube
 	if f.Image == "" {
 		return nil, usage(errors.New("--engine kube needs --kube-image, the image of this very program"))
+	}
+	cfg, err := f.config()
+	if err != nil {
+		return nil, usage(err)
+	}
+	if cfg.SourceSettings, err = w.podSources(); err != nil {
+		return nil, usage(err)
 	}
 	klog.SetSlogLogger(slog.New(zerolog.NewSlogHandler(log)))
 	client, err := kube.Connect(kube.ClientConfig{Kubeconfig: f.Kubeconfig, Context: f.Context, QPS: f.QPS, Burst: f.Burst})
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := f.config(images)
-	if err != nil {
-		return nil, usage(err)
-	}
-	cfg.Namespace = cmp.Or(f.Namespace, client.Namespace)
+	cfg.Namespace, cfg.Registries = cmp.Or(f.Namespace, client.Namespace), images
 	return kube.New(ctx, client, cfg)
 }
 
-func (f kubeFlags) config(images registryFlags) (kube.Config, error) {
+func (f kubeFlags) config() (kube.Config, error) {
 	executor := builder.DefaultExecutor()
 	cfg := kube.Config{
 		Namespace: f.Namespace, Instance: f.Instance, ContextImage: f.Image,
 		ExecutorImage: cmp.Or(f.ExecutorImage, "ghcr.io/"+executor.Name+":"+executor.Version),
-		PullPolicy:    corev1.PullPolicy(f.PullPolicy), PullSecrets: f.PullSecrets,
-		Credentials: dockerLogins{path: images.DockerConfig}, CredentialHelpers: f.Helpers, Insecure: images.Insecure,
+		PullPolicy:    corev1.PullPolicy(f.PullPolicy), PullSecrets: f.PullSecrets, CredentialHelpers: f.Helpers,
 		Classes: map[string]corev1.ResourceRequirements{}, ProjectClasses: f.ProjectClasses, Zero: f.Zero,
 		WorkspaceSize: int64(f.WorkspaceSize), WorkspaceInMemory: f.WorkspaceMemory,
 		NodeSelector: f.NodeSelector, PriorityClass: f.PriorityClass,
@@ -97,43 +101,4 @@ func (f kubeFlags) config(images registryFlags) (kube.Config, error) {
 		cfg.Classes[name] = class
 	}
 	return cfg, nil
-}
-
-// contextCmd is what the init container of a build's Pod runs.
-type contextCmd struct {
-	Plan           string `env:"-" default:"${plan_dir}" type:"existingdir" help:"Folder with the build's Secret."`
-	Workspace      string `env:"-" default:"${workspace_dir}" type:"existingdir" help:"Folder to write Dockerfile, context and source to."`
-	TerminationLog string `env:"-" default:"${termination_log}" help:"File for the reason of a failure."`
-}
-
-// Help is shown below the flags.
-func (contextCmd) Help() string {
-	return `Prepares a build inside its Pod. The engine kube runs it; there is no other use.
-
-Examples:
-  kiln context --plan /kiln/plan --workspace /kaniko/build`
-}
-
-// Run fills the workspace.
-func (c *contextCmd) Run(ctx context.Context, s streams) error {
-	err := c.prepare(ctx, s)
-	if err != nil {
-		// The engine reads it from the status of the Pod.
-		err = errors.Join(err, os.WriteFile(c.TerminationLog, kube.Failure(err), 0o600))
-	}
-	return err
-}
-
-func (c *contextCmd) prepare(ctx context.Context, s streams) error {
-	plan, err := os.OpenRoot(c.Plan)
-	if err != nil {
-		return fmt.Errorf("open the plan: %w", err)
-	}
-	defer plan.Close()
-	workspace, err := os.OpenRoot(c.Workspace)
-	if err != nil {
-		return fmt.Errorf("open the workspace: %w", err)
-	}
-	defer workspace.Close()
-	return kube.Prepare(ctx, plan, workspace, nil, s.out)
 }

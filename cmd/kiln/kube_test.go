@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -9,9 +10,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
 	"kiln/builder"
-	"kiln/builder/kube"
+	"kiln/builder/source"
+	"kiln/events/client"
+	"kiln/events/natsbus"
 )
 
 func TestContextPreparesAWorkspaceOrSaysWhyNot(t *testing.T) {
@@ -53,7 +58,6 @@ kube:
   zero: [nvidia.com/gpu]
   user_namespaces: true
   unschedulable: 90s
-registry: {insecure: [intern:5000]}
 `
 	if err := os.WriteFile(file, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
@@ -66,14 +70,14 @@ registry: {insecure: [intern:5000]}
 	if _, err := parser.Parse([]string{"--config", file, "worker", "--kube-service-accounts", "a,b"}); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := c.Worker.Kube.config(c.Worker.Registry)
+	cfg, err := c.Worker.Kube.config()
 	if err != nil || c.Worker.Engine != "kube" {
 		t.Fatalf("engine %s: %v", c.Worker.Engine, err)
 	}
 	big := cfg.Classes["big"]
 	got := []any{
 		cfg.Namespace, cfg.ContextImage, cfg.ExecutorImage, cfg.NodeSelector, cfg.Tolerations[0].Key, big.Limits.Memory().String(), cfg.ProjectClasses,
-		cfg.Zero, cfg.UserNamespaces, cfg.Waits.Unschedulable, cfg.ServiceAccounts, cfg.Insecure, cfg.TTL,
+		cfg.Zero, cfg.UserNamespaces, cfg.Waits.Unschedulable, cfg.ServiceAccounts, cfg.TTL,
 	}
 	want := []any{
 		"builds", "registry.example.com/kiln:v1", "ghcr.io/osscontainertools/kaniko:v1.27.5",
@@ -83,7 +87,6 @@ registry: {insecure: [intern:5000]}
 		[]string{"nvidia.com/gpu"},
 		true, 90 * time.Second,
 		[]string{"a", "b"},
-		[]string{"intern:5000"},
 		15 * time.Minute,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -100,9 +103,9 @@ func TestKubernetesSettingsThatCannotBeAreRefused(t *testing.T) {
 	} {
 		var err error
 		if f.Image == "" {
-			_, err = f.engine(t.Context(), registryFlags{}, (&cli{}).logger(streams{err: &strings.Builder{}}))
+			_, err = (&workerCmd{Kube: f}).kube(t.Context(), nil, zerolog.Nop())
 		} else {
-			_, err = f.config(registryFlags{})
+			_, err = f.config()
 		}
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("got %v, want an error with %q", err, says)
@@ -110,23 +113,58 @@ func TestKubernetesSettingsThatCannotBeAreRefused(t *testing.T) {
 	}
 }
 
-func TestLoginsOfABuildAreThoseOfItsHosts(t *testing.T) {
+func TestPodFetchesAnUploadedSourceWithSettingsOfTheWorker(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "config.json")
-	entries := `{"auths":{"intern:5000":{"username":"robot","password":"pw"},"https://index.docker.io/v1/":{"auth":"YTpi"},"other.example.com":{"auth":"YzpkCg=="}}}`
-	if err := os.WriteFile(path, []byte(entries), 0o600); err != nil {
+	server, err := startNATS(t.TempDir(), "127.0.0.1:0", zerolog.Nop())
+	if err != nil {
 		t.Fatal(err)
 	}
-	var login kube.Credentials = dockerLogins{path: path}
-	got, err := login.DockerConfig(t.Context(), "", []string{"intern:5000", "index.docker.io", "third.example.com"})
-	want := `{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"},"intern:5000":{"auth":"cm9ib3Q6cHc="}}}`
-	if err != nil || string(got) != want {
-		t.Errorf("got %s (%v), want %s", got, err, want)
+	t.Cleanup(server.stop)
+	nc, err := server.connect(zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got, err := (dockerLogins{}).DockerConfig(t.Context(), "", []string{"x"}); err != nil || string(got) != `{"auths":{}}` {
-		t.Errorf("without a file: %s (%v)", got, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := login.DockerConfig(t.Context(), "named", nil); builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(err.Error(), "named") {
-		t.Errorf("named secret: %v, want invalid_request", err)
+	if _, err := natsbus.Provision(t.Context(), js, topologyFlags{}.topology("acme")); err != nil {
+		t.Fatal(err)
+	}
+	code := t.TempDir()
+	if err := os.WriteFile(filepath.Join(code, "main.py"), []byte("print()\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	version, _, err := source.Pack(code, &archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uploader, err := client.New(nc, client.WithPrefix("acme"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, err := uploader.UploadContext(t.Context(), bytes.NewReader(archive.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &workerCmd{NATS: natsFlags{URL: strings.Replace(server.url(), "://", "://worker:hush@", 1), Prefix: "acme"}}
+	settings, err := w.podSources()
+	if err != nil || bytes.Contains(settings, []byte("hush")) {
+		t.Fatalf("settings %s (%v) must not hold the worker's login", settings, err)
+	}
+	plan, workspace := t.TempDir(), t.TempDir()
+	document, err := json.Marshal(map[string]any{"dockerfile": "FROM scratch\n", "source": map[string]any{"url": url, "version": version, "settings": settings}})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(plan, "plan.json"), document, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, errs, exit := execute(t, "", "context", "--plan", plan, "--workspace", workspace, "--termination-log", filepath.Join(t.TempDir(), "log"))
+	fetched, err := os.ReadFile(filepath.Join(workspace, "context", "source", "main.py"))
+	if exit != exitOK || err != nil || string(fetched) != "print()\n" {
+		t.Errorf("exit code %d, fetched %q (%v)\n%s%s", exit, fetched, err, out, errs)
 	}
 }

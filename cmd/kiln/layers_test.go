@@ -40,30 +40,48 @@ var layers = map[string]layer{
 		never:   append([]string{"github.com/nats-io/nats-server", "go.opentelemetry.io/otel/sdk"}, wire...),
 	},
 	"kiln/builder": {
-		imports: []string{"kiln/builder/dockerfile", "github.com/cenkalti/backoff/v6"},
+		imports: []string{"kiln/builder/dockerfile", "kiln/builder/nuclio", "github.com/cenkalti/backoff/v6"},
 		never:   append([]string{"github.com/google"}, domain...),
 	},
-	"kiln/builder/dockerfile": {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/dockerfile":        {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/nuclio":            {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/nuclio/nucliotest": {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/nuclio/dashboard":  {imports: []string{"kiln/builder", "kiln/builder/nuclio"}, never: domain},
+	"kiln/builder/secrets":           {imports: []string{"kiln/builder"}, never: domain},
 	"kiln/builder/function": {
-		imports: []string{"kiln/builder", "kiln/builder/dockerfile", "github.com/google/go-containerregistry/pkg/name"},
-		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
+		imports: []string{
+			"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/kaniko", "kiln/builder/nuclio",
+			"github.com/google/go-containerregistry/pkg/name",
+		},
+		never: append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
 	"kiln/builder/registry": {
-		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config"},
-		never:   domain,
+		imports: []string{
+			"kiln/builder", "github.com/google/go-containerregistry", "github.com/docker/cli/cli/config",
+			// The identity that a worker has at a cloud.
+			"github.com/aws/aws-sdk-go-v2", "github.com/aws/smithy-go", "github.com/Azure/azure-sdk-for-go/sdk", "golang.org/x/oauth2",
+		},
+		never: domain,
 	},
 	"kiln/builder/kaniko": {
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name", "github.com/kballard/go-shellquote"},
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
+	"kiln/builder/source": {
+		imports: []string{
+			"kiln/builder", "golang.org/x/sys", "github.com/moby/patternmatcher",
+			// Git.
+			"github.com/go-git/go-git/v6", "github.com/go-git/go-billy/v6/osfs", "github.com/kevinburke/ssh_config", "golang.org/x/crypto/ssh",
+			// Object stores.
+			"github.com/minio/minio-go/v7", "github.com/Azure/azure-sdk-for-go/sdk", "golang.org/x/oauth2",
+		},
+		never: append([]string{"kiln/builder/sandbox", "kiln/builder/kube", "cloud.google.com/go/storage", "google.golang.org/grpc"}, domain...),
+	},
 	"kiln/builder/sandbox": {
 		imports: []string{
 			"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys",
-			// Credentials of the registries that a build names.
-			"github.com/docker/cli/cli/config", "github.com/google/go-containerregistry/pkg/authn",
-			"github.com/google/go-containerregistry/pkg/name",
 		},
-		never: append([]string{"kiln/builder/kube"}, domain...),
+		never: append([]string{"kiln/builder/kube", "kiln/builder/registry", "github.com/docker/cli", "github.com/aws", "github.com/Azure"}, domain...),
 	},
 	"kiln/builder/kube": {
 		imports: []string{
@@ -78,12 +96,12 @@ var layers = map[string]layer{
 	},
 	"kiln/worker": {
 		imports: []string{
-			"kiln/builder", "kiln/builder/function", "kiln/events", "github.com/cenkalti/backoff/v6",
+			"kiln/builder", "kiln/builder/function", "kiln/builder/nuclio", "kiln/events", "github.com/cenkalti/backoff/v6",
 			"github.com/prometheus/client_golang", "github.com/rs/zerolog", "go.opentelemetry.io/otel",
 		},
 		never: []string{
 			"github.com/nats-io", "k8s.io", "kiln/events/natsbus", "kiln/builder/kube", "kiln/builder/registry",
-			"kiln/builder/sandbox", "kiln/cmd", "github.com/alecthomas/kong",
+			"kiln/builder/sandbox", "kiln/builder/nuclio/dashboard", "kiln/builder/secrets", "kiln/cmd", "github.com/alecthomas/kong",
 		},
 	},
 	"kiln/deploy/demo": {

@@ -61,11 +61,13 @@ type cli struct {
 
 	Up          upCmd          `cmd:"" help:"Run everything on this machine: NATS, registry and a worker."`
 	Build       buildCmd       `cmd:"" help:"Request an image and follow its build."`
+	SparkImage  sparkImageCmd  `cmd:"" help:"Request the default image of Spark functions."`
 	Plan        planCmd        `cmd:"" help:"Show what would be built, without building."`
 	Status      statusCmd      `cmd:"" help:"Show what became of a request."`
 	Logs        logsCmd        `cmd:"" help:"Print the log of a build."`
 	Ls          lsCmd          `cmd:"" help:"List requests."`
 	Worker      workerCmd      `cmd:"" help:"Run a worker on existing servers."`
+	Doctor      doctorCmd      `cmd:"" help:"Say what builds still need."`
 	Provision   provisionCmd   `cmd:"" help:"Create streams, consumer and ledger on a NATS server."`
 	Context     contextCmd     `cmd:"" hidden:"" help:"Prepare a build inside its Pod."`
 	ConfigTable configTableCmd `cmd:"" hidden:"" help:"Print the configuration table as Markdown."`

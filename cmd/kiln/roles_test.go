@@ -5,10 +5,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -188,9 +190,45 @@ func TestEveryRoleDoesItsJobOnASecuredServer(t *testing.T) {
 	if all, err := kiln.List(ctx, client.Query{}); err != nil || len(all) != 2 {
 		t.Errorf("List() = %+v, %v", all, err)
 	}
+	exchangeContext(t, s)
 	for _, want := range []string{"build.started", "build.completed", "build.log." + first.Completed.BuildID} {
 		if !heard.has(want) {
 			t.Errorf("the subscriber did not hear %s", want)
+		}
+	}
+}
+
+// exchangeContext uploads as a client, twice, and downloads as a worker and as a build.
+func exchangeContext(t *testing.T, s secured) {
+	t.Helper()
+	store := func(role natsbus.Role) *natsbus.ContextStore {
+		bus, err := natsbus.New(s.as(t, role), natsbus.Topology{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		contexts, err := bus.Contexts(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", role, err)
+		}
+		return contexts
+	}
+	content := strings.Repeat("a context of several messages\n", 20000)
+	digest := fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(content)))
+	for range 2 {
+		if err := store(natsbus.RoleClient).Put(t.Context(), digest, strings.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, role := range []natsbus.Role{natsbus.RoleWorker, natsbus.RoleBuild} {
+		r, err := store(role).Open(t.Context(), digest)
+		if err != nil {
+			t.Fatalf("%s: %v", role, err)
+		}
+		if raw, err := io.ReadAll(r); err != nil || string(raw) != content {
+			t.Errorf("%s reads %d bytes, %v", role, len(raw), err)
+		}
+		if err := r.Close(); err != nil {
+			t.Errorf("%s: %v", role, err)
 		}
 	}
 }
@@ -255,7 +293,7 @@ func startRoleWorker(t *testing.T, s secured) string {
 	if _, err := requests.Pending(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 4 {
+	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 5 {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	w, err := worker.New(worker.Config{Function: function.Config{Registry: images.Host}}, worker.Deps{
@@ -283,7 +321,7 @@ func startRoleWorker(t *testing.T, s secured) string {
 func TestRolesMayDoNothingElse(t *testing.T) {
 	t.Parallel()
 	s := startSecured(t)
-	const p, sub, c, w, o = natsbus.RolePublisher, natsbus.RoleSubscriber, natsbus.RoleClient, natsbus.RoleWorker, natsbus.RoleOperator
+	const p, sub, c, w, b, o = natsbus.RolePublisher, natsbus.RoleSubscriber, natsbus.RoleClient, natsbus.RoleWorker, natsbus.RoleBuild, natsbus.RoleOperator
 	publish := map[string][]natsbus.Role{
 		"build.requested": {p, c},
 		"build.started":   {w}, "build.completed": {w}, "build.failed": {w}, "build.log.x": {w},
@@ -300,12 +338,15 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 		"$JS.API.CONSUMER.CREATE.BUILD.build-workers": {o}, "$JS.API.CONSUMER.CREATE.BUILD.build-workers.build.requested": {o},
 		"$JS.API.CONSUMER.DELETE.BUILD.build-workers": {o}, "$JS.API.CONSUMER.PAUSE.BUILD.build-workers": {o},
 		"$JS.ACK.BUILD.build-workers.1.1.1.1.0": {w}, "$JS.ACK.BUILD.x.1.1.1.1.0": nil,
+		"$O.KILN_CONTEXT.C.x": {c}, "$O.KILN_CONTEXT.M.x": {c}, "$JS.API.STREAM.INFO.OBJ_KILN_CONTEXT": {c, w, b, o},
+		"$JS.API.STREAM.MSG.GET.OBJ_KILN_CONTEXT": {c, w, b, o}, "$JS.API.STREAM.PURGE.OBJ_KILN_CONTEXT": {o},
+		"$JS.API.CONSUMER.CREATE.OBJ_KILN_CONTEXT.x": {w, b}, "$JS.API.CONSUMER.DELETE.OBJ_KILN_CONTEXT.x": {w, b}, "$JS.FC.OBJ_KILN_CONTEXT.x": {w, b},
 		"_INBOX.x": nil, "_INBOX_KILN_WORKER.x": nil, "$SYS.REQ.SERVER.PING": nil, "$JS.API.ACCOUNT.PURGE.KILN": nil,
 	}
 	subscribe := map[string][]natsbus.Role{
 		"build.started": {sub, c}, "build.completed": {sub, c}, "build.failed": {sub, c}, "build.log.*": {sub, c}, "build.log.x": {sub, c},
 		"build.requested": nil, "build.*": nil, "build.>": nil, ">": nil, "$KV.>": nil, "$JS.API.>": nil, "$JS.ACK.>": nil, "$SYS.>": nil,
-		"_INBOX.>": {p}, "_INBOX_KILN_CLIENT.>": {c}, "_INBOX_KILN_WORKER.>": {w}, "_INBOX_KILN_OPERATOR.>": {o}, "*.>": nil, "$JS.EVENT.>": nil,
+		"_INBOX.>": {p, b}, "_INBOX_KILN_CLIENT.>": {c}, "_INBOX_KILN_WORKER.>": {w}, "_INBOX_KILN_OPERATOR.>": {o}, "*.>": nil, "$JS.EVENT.>": nil,
 	}
 	for _, role := range natsbus.Roles() {
 		t.Run(string(role), func(t *testing.T) {

@@ -14,12 +14,17 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"sigs.k8s.io/yaml"
 
 	"kiln/builder"
 	"kiln/builder/function"
 	"kiln/builder/kube"
+	"kiln/builder/nuclio"
+	"kiln/builder/nuclio/dashboard"
 	"kiln/builder/registry"
 	"kiln/builder/sandbox"
+	"kiln/builder/secrets"
+	"kiln/builder/source"
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
@@ -31,16 +36,48 @@ type buildFlags struct {
 	Registry registryFlags `embed:"" prefix:"registry-"`
 	Pip      pipFlags      `embed:"" prefix:"pip-"`
 	MLRun    mlrunFlags    `embed:"" prefix:"mlrun-"`
+	Nuclio   nuclioFlags   `embed:"" prefix:"nuclio-"`
+	Secrets  secretsFlags  `embed:"" prefix:"secrets-"`
+	Sources  sourceFlags   `embed:"" prefix:"source-"`
 	Sandbox  sandboxFlags  `embed:"" prefix:"sandbox-"`
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
 }
 
-func (f buildFlags) function() function.Config {
-	return function.Config{
-		Registry: f.Registry.URL, DefaultBaseImage: f.MLRun.DefaultBaseImage, TargetNameTemplate: f.MLRun.TargetNameTemplate,
-		MLRunVersionSpecifier: f.MLRun.VersionSpecifier, PipVersion: f.MLRun.PipVersion,
-		ImageByKind: f.MLRun.ImageByKind, MaxTimeout: f.MLRun.MaxTimeout,
+func (f buildFlags) function() (function.Config, error) {
+	m := f.MLRun
+	projects, err := readProjects(m.ProjectsFile)
+	if err != nil {
+		return function.Config{}, usage(err)
 	}
+	return function.Config{
+		Registry: f.Registry.URL, RegistrySecret: f.Registry.Secret, DefaultBaseImage: m.DefaultBaseImage,
+		TargetNameTemplate: m.TargetNameTemplate, WithMLRun: m.WithMLRun, MLRunVersion: m.ServerVersion, MLRunPackage: m.Package,
+		MLRunVersionSpecifier: m.VersionSpecifier, ImagesTag: m.ImagesTag, ImagesRegistry: m.ImagesRegistry,
+		VendorImagesRegistry: m.VendorImagesRegistry, ImagesToEnrich: m.ImagesToEnrichRegistry, PipVersion: m.PipVersion,
+		ImageByKind: m.ImageByKind, SourceOwner: m.SourceOwner, NodeSelector: m.NodeSelector, ServiceAccount: m.ServiceAccount,
+		Projects: projects, MaxTimeout: m.MaxTimeout,
+		Spark: function.Spark{Image: m.SparkAppImage, Tag: m.SparkAppImageTag},
+		Nuclio: nuclio.Config{
+			Namespace: f.Nuclio.Namespace, Runtime: f.Nuclio.Runtime, Version: f.Nuclio.Version,
+			ImagePullSecret: f.Nuclio.ImagePullSecret, BuildSecret: f.Nuclio.BuildSecret, V3IOAPI: f.Nuclio.V3IOAPI,
+		},
+	}, nil
+}
+
+// readProjects reads the defaults of projects. Keys that are none are refused.
+func readProjects(file string) (map[string]function.Project, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("read the defaults of projects: %w", err)
+	}
+	var projects map[string]function.Project
+	if err := yaml.UnmarshalStrict(text, &projects); err != nil {
+		return nil, fmt.Errorf("defaults of projects in %s: %w", file, err)
+	}
+	return projects, nil
 }
 
 func (f buildFlags) builder() (builder.Config, error) {
@@ -54,11 +91,7 @@ func (f buildFlags) builder() (builder.Config, error) {
 	}, err
 }
 
-func (f buildFlags) registry() registry.Config {
-	return registry.Config{DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure}
-}
-
-func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
+func (f buildFlags) workerConfig(subjects events.Subjects, rules function.Config) worker.Config {
 	name := f.Worker.Name
 	if name == "" {
 		host, _ := os.Hostname()
@@ -66,8 +99,29 @@ func (f buildFlags) workerConfig(subjects events.Subjects) worker.Config {
 	}
 	return worker.Config{
 		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
-		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: f.function(),
+		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: rules,
 	}
+}
+
+// secrets is where the secrets of projects are.
+func (f buildFlags) secrets() (*secrets.Store, error) {
+	store, err := secrets.New(secrets.Config{Dir: f.Secrets.Dir, Environ: os.Environ()})
+	if err != nil {
+		return nil, usage(err)
+	}
+	return store, nil
+}
+
+func (f buildFlags) outside() (o outside, err error) {
+	if o.secrets, err = f.secrets(); err != nil || f.Nuclio.DashboardURL == "" {
+		return o, err
+	}
+	client, err := dashboard.New(dashboard.Config{URL: f.Nuclio.DashboardURL})
+	if err != nil {
+		return o, usage(err)
+	}
+	o.nuclio, o.hidden = client, client.Secrets()
+	return o, nil
 }
 
 // executor finds the Kaniko executor.
@@ -97,15 +151,15 @@ type engine interface {
 	io.Closer
 }
 
-// sandbox returns the engine of this machine.
-func (f buildFlags) sandbox(ctx context.Context, stateDir string) (engine, error) {
+// sandbox makes the engine of this machine.
+func (f buildFlags) sandbox(ctx context.Context, stateDir string, s *service) (engine, error) {
 	executor, err := f.Sandbox.executor()
 	if err != nil {
 		return nil, err
 	}
 	return sandbox.New(ctx, sandbox.Config{
 		Executor: executor, Runtime: f.Sandbox.Runtime, StateDir: cmp.Or(f.Sandbox.StateDir, stateDir), Root: f.Sandbox.Root,
-		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), DockerConfig: f.Registry.DockerConfig, Insecure: f.Registry.Insecure,
+		TmpfsBudget: int64(f.Sandbox.TmpfsBudget), Registries: s.registry, Sources: s.sources,
 	})
 }
 
@@ -114,37 +168,82 @@ type service struct {
 	worker   *worker.Worker
 	engine   engine
 	registry *registry.Registry
+	sources  *source.Sources
+	outside
 }
 
-// newService wires a worker, which owns the engine from here on. The topology must be
-// provisioned.
-func newService(ctx context.Context, f buildFlags, e engine, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
-	images, err := registry.New(f.registry())
+// outside are the places beyond engine and registry that a worker needs.
+type outside struct {
+	secrets *secrets.Store
+	// nuclio is nil without a dashboard.
+	nuclio worker.Nuclio
+	// hidden must not be shown.
+	hidden []string
+}
+
+// engineMaker makes a worker's engine, which may use the registry and the sources of
+// the service.
+type engineMaker func(ctx context.Context, stateDir string, s *service) (engine, error)
+
+// newService wires a worker. The topology must be provisioned.
+func newService(ctx context.Context, f buildFlags, stateDir string, newEngine engineMaker, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+	beyond, err := f.outside()
 	if err != nil {
-		return nil, errors.Join(err, e.Close())
+		return nil, err
 	}
-	s := &service{engine: e, registry: images}
-	if s.worker, err = s.newWorker(ctx, f, nc, t, reg, log); err != nil {
+	bus, err := natsbus.New(nc, t)
+	if err != nil {
+		return nil, err
+	}
+	s := &service{outside: beyond}
+	if s.registry, err = registry.New(f.registry()); err == nil {
+		s.sources, err = newSources(ctx, f, filepath.Join(filepath.Dir(stateDir), "sources"), bus)
+	}
+	if err == nil {
+		var made engine
+		if made, err = newEngine(ctx, stateDir, s); err == nil {
+			s.engine = made
+		}
+	}
+	if err == nil {
+		s.worker, err = s.newWorker(ctx, f, bus, reg, log)
+	}
+	if err != nil {
 		_ = s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
+// newSources fetches code, with a cache in dir unless one is configured.
+func newSources(ctx context.Context, f buildFlags, dir string, bus *natsbus.Bus) (*source.Sources, error) {
+	bind, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	contexts, err := bus.Contexts(bind)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := f.Sources.config(dir, contexts)
+	if err != nil {
+		return nil, err
+	}
+	return source.New(cfg)
+}
+
+func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus, reg prometheus.Registerer, log zerolog.Logger) (*worker.Worker, error) {
 	cfg, err := f.builder()
 	if err != nil {
 		return nil, err
 	}
-	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry}, s.engine, s.registry.Secrets()...)
+	b, err := builder.New(cfg, builder.Lookup{Registry: s.registry, Sources: s.sources, Secrets: s.secrets}, s.engine, s.registry.Redactor(), builder.NewRedactor(s.hidden...))
 	if err != nil {
 		return nil, err
 	}
-	if err := f.function().Validate(); err != nil {
+	rules, err := f.function()
+	if err != nil {
 		return nil, err
 	}
-	bus, err := natsbus.New(nc, t)
-	if err != nil {
+	if err := rules.Validate(); err != nil {
 		return nil, err
 	}
 	bind, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -163,15 +262,25 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, nc *nats.Conn, t 
 	if err != nil {
 		return nil, err
 	}
-	return worker.New(f.workerConfig(bus.Subjects()), worker.Deps{
+	return worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
 		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
-		Metrics: worker.NewMetrics(reg), Log: log,
+		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
 
+// close closes what there is, the engine before what it uses.
 func (s *service) close() error {
-	s.registry.Close()
-	return s.engine.Close()
+	var err error
+	if s.engine != nil {
+		err = s.engine.Close()
+	}
+	if s.sources != nil {
+		err = errors.Join(err, s.sources.Close())
+	}
+	if s.registry != nil {
+		s.registry.Close()
+	}
+	return err
 }
 
 // queue adapts the transport to the worker's port.
@@ -217,5 +326,4 @@ var (
 	_ worker.LogStore  = (*natsbus.LogStore)(nil)
 	_ engine           = (*sandbox.Engine)(nil)
 	_ engine           = (*kube.Engine)(nil)
-	_ kube.Credentials = dockerLogins{}
 )

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ type topologyFlags struct {
 	Replicas        int           `default:"1" help:"Replicas of streams and ledger: 1, 3 or 5."`
 	MaxAge          time.Duration `default:"720h" help:"How long events and ledger records are kept."`
 	LogMaxAge       time.Duration `default:"168h" help:"How long build logs are kept."`
+	ContextMaxAge   time.Duration `default:"168h" help:"How long uploaded sources are kept."`
 	AckWait         time.Duration `default:"30s" help:"Silence after which a worker's request goes to another worker."`
 	MaxAckPending   int           `default:"256" help:"Requests that all workers together handle at a time."`
 	DuplicateWindow time.Duration `default:"5m" help:"How long a repeated Nats-Msg-Id is dropped."`
@@ -46,7 +48,13 @@ type topologyFlags struct {
 type registryFlags struct {
 	URL          string   `help:"Registry, with an optional repository path, of images that name none: registry.example.com/team." placeholder:"HOST[/PATH]"`
 	Insecure     []string `help:"Hosts that are spoken to by plain HTTP; loopback always is." placeholder:"HOST"`
-	DockerConfig string   `type:"existingfile" help:"Docker config.json with credentials. Defaults to Docker's own for Kiln, and to none for builds." placeholder:"FILE"`
+	Secret       string   `help:"Credentials of builds for this registry whose function names none (spec.build.secret)." placeholder:"NAME"`
+	DockerConfig string   `type:"existingfile" help:"Docker config.json with credentials, for Kiln and for builds. Defaults to Docker's own." placeholder:"FILE"`
+
+	SecretsDir string        `type:"existingdir" help:"Folder of credentials that functions name (spec.build.secret) and that go first: NAME/.dockerconfigjson, NAME/config.json, NAME/credentials (AWS, for ECR) or NAME.json." placeholder:"DIR"`
+	Cloud      []string      `help:"Clouds whose registries are used by the worker's own identity there when nothing else is configured for them: ecr, gar, acr." placeholder:"NAME"`
+	CA         string        `type:"existingfile" help:"CA certificates that every registry is checked with, beside the system's." placeholder:"FILE"`
+	Hosts      registryHosts `help:"TLS and mirrors of single registries, as YAML: {HOST: {ca: FILE, cert: FILE, key: FILE, insecure: BOOL, skip_tls_verify: BOOL, mirrors: [HOST/PATH]}}." placeholder:"YAML"`
 }
 
 // pipFlags say where Python packages come from.
@@ -72,13 +80,43 @@ func (f pipFlags) pip() (builder.Pip, error) {
 
 // mlrunFlags are the rules for function objects.
 type mlrunFlags struct {
-	VersionSpecifier   string            `help:"Requirement for mlrun when a request has none." placeholder:"TEXT"`
-	DefaultBaseImage   string            `default:"mlrun/mlrun" help:"Base of functions that have none."`
-	TargetNameTemplate string            `default:"func-{project}-{name}" help:"Image name of functions that name none."`
-	PipVersion         string            `default:"~=23.0" help:"Version of pip in images that get mlrun."`
-	ImageByKind        map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
-	MaxTimeout         time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
-	BuildArgs          map[string]string `help:"Build arguments of every build, with values that are no secret." placeholder:"NAME=VALUE"`
+	ServerVersion          string            `help:"Version of MLRun: the tag of its images that are named without one, and the mlrun that is installed. A request's client version goes first." placeholder:"VERSION"`
+	VersionSpecifier       string            `help:"Requirement for mlrun when a request has none." placeholder:"TEXT"`
+	WithMLRun              string            `name:"with-mlrun" default:"auto" enum:"auto,always,never" help:"Whether images get mlrun when nobody says so: auto is the rule of MLRun's client."`
+	Package                string            `default:"mlrun" help:"Python package of MLRun."`
+	PipVersion             string            `default:"~=23.0" help:"Version of pip in images that get mlrun."`
+	DefaultBaseImage       string            `default:"mlrun/mlrun" help:"Base of functions that have none."`
+	ImageByKind            map[string]string `help:"Image of a kind whose function names none." placeholder:"KIND=IMAGE"`
+	TargetNameTemplate     string            `default:"func-{project}-{name}" help:"Image name of functions that name none, and what names below the registry's repository begin with."`
+	ImagesTag              string            `help:"Tag of MLRun's images that are named without one, in place of the version." placeholder:"TAG"`
+	ImagesRegistry         string            `help:"Registry in front of MLRun's images that mlrun.images_to_enrich_registry matches." placeholder:"HOST[/PATH]"`
+	VendorImagesRegistry   string            `help:"Registry in front of other images that it matches." placeholder:"HOST[/PATH]"`
+	ImagesToEnrichRegistry []string          `default:"^mlrun/*,python:3.9" help:"Regular expressions for the beginning of an image."`
+	SourceOwner            string            `help:"Owner of the source in images. Defaults to root." placeholder:"UID:GID"`
+	NodeSelector           map[string]string `help:"Node selector of builds, below those of project and function." placeholder:"LABEL=VALUE"`
+	ServiceAccount         string            `help:"Service account of builds whose project and function name none." placeholder:"NAME"`
+	ProjectsFile           string            `type:"existingfile" help:"YAML file with the defaults of projects: a map of their names to keys of MLRun's project spec." placeholder:"FILE"`
+	MaxTimeout             time.Duration     `default:"4h" help:"Longest timeout that a request may ask for."`
+	BuildArgs              map[string]string `help:"Build arguments of every build, with values that are no secret." placeholder:"NAME=VALUE"`
+	SparkAppImage          string            `help:"Image, without a tag, that functions of kinds spark and remote-spark start from; remote-spark takes shell where it says spark-app." placeholder:"IMAGE"`
+	SparkAppImageTag       string            `help:"Tag of that image." placeholder:"TAG"`
+}
+
+// nuclioFlags are about functions whose images Nuclio builds.
+type nuclioFlags struct {
+	DashboardURL    string `name:"dashboard-url" help:"Dashboard of Nuclio, on which functions of kinds nuclio, remote and serving are deployed; may hold credentials. Without it they are left to whoever deploys them." placeholder:"URL"`
+	Namespace       string `help:"Namespace of the functions. Defaults to the dashboard's."`
+	Runtime         string `default:"python:3.9" help:"Runtime of functions that name none."`
+	Version         string `help:"Version of Nuclio. Before 1.6 it has no newer runtime than python:3.6."`
+	ImagePullSecret string `help:"Kubernetes secret for pulling images, for functions that name none." placeholder:"NAME"`
+	BuildSecret     string `help:"Kubernetes secret for pushing images, for functions that name none. Defaults to registry.secret." placeholder:"NAME"`
+	V3IOAPI         string `name:"v3io-api" env:"KILN_NUCLIO_V3IO_API" help:"Address for v3io sources without a host." placeholder:"URL"`
+}
+
+// secretsFlags say where the secrets of projects are. Variables named
+// KILN_PROJECT_SECRET__PROJECT__NAME hold more of them.
+type secretsFlags struct {
+	Dir string `type:"existingdir" help:"Folder with a folder for each project and a file for each of its secrets, as Kubernetes mounts them. KILN_PROJECT_SECRET__PROJECT__NAME in the environment is one more." placeholder:"DIR"`
 }
 
 // sandboxFlags say how builds run on this machine.
@@ -223,6 +261,13 @@ func (f *fileSettings) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (
 		}
 		return strings.Join(parts, ","), nil
 	case map[string]any:
+		for _, part := range v {
+			switch part.(type) {
+			case map[string]any, nil:
+				raw, err := json.Marshal(v)
+				return string(raw), err
+			}
+		}
 		var parts []string
 		for key, part := range v {
 			parts = append(parts, key+"="+fmt.Sprint(part))

@@ -87,11 +87,7 @@ func (u *upCmd) serve(ctx context.Context, s streams, log zerolog.Logger, images
 		return err
 	}
 	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
-	engine, err := u.sandbox(ctx, filepath.Join(u.DataDir, "sandbox"))
-	if err != nil {
-		return err
-	}
-	service, err := newService(ctx, u.buildFlags, engine, nc, u.Stream.topology(""), monitor.registry, log)
+	service, err := newService(ctx, u.buildFlags, filepath.Join(u.DataDir, "sandbox"), u.sandbox, nc, u.Stream.topology(""), monitor.registry, log)
 	if err != nil {
 		return err
 	}

@@ -50,11 +50,13 @@ func (w *workerCmd) Run(ctx context.Context, s streams, c *cli) error {
 	}
 	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
 	topology := topologyFlags{}.topology(w.NATS.Prefix)
-	engine, err := w.engine(ctx, log)
-	if err != nil {
-		return err
+	makeEngine := w.sandbox
+	if w.Engine == "kube" {
+		// Limits of Pods are those of their resource class.
+		w.Sandbox = sandboxFlags{}
+		makeEngine = func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s.registry, log) }
 	}
-	service, err := newService(ctx, w.buildFlags, engine, nc, topology, monitor.registry, log)
+	service, err := newService(ctx, w.buildFlags, filepath.Join(defaultDataDir(), "worker"), makeEngine, nc, topology, monitor.registry, log)
 	if err != nil {
 		return err
 	}
@@ -62,15 +64,6 @@ func (w *workerCmd) Run(ctx context.Context, s streams, c *cli) error {
 	monitor.ready.Store(true)
 	log.Info().Str("nats", redactURL(w.NATS.url())).Int("slots", w.Worker.Slots).Str("http", monitor.addr).Msg("worker is ready")
 	return untilSignal(ctx, service.worker, log)
-}
-
-func (w *workerCmd) engine(ctx context.Context, log zerolog.Logger) (engine, error) {
-	if w.Engine == "kube" {
-		// Limits of Pods are those of their resource class.
-		w.Sandbox = sandboxFlags{}
-		return w.Kube.engine(ctx, w.Registry, log)
-	}
-	return w.sandbox(ctx, filepath.Join(defaultDataDir(), "worker"))
 }
 
 // untilSignal runs the worker; the first signal is a soft stop, the second a hard one.

@@ -87,7 +87,7 @@ func TestProvisionCreatesThenChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []string{"stream BUILD", "stream BUILD_LOG", "consumer BUILD/build-workers", "bucket KILN_LEDGER"}
+	all := []string{"stream BUILD", "stream BUILD_LOG", "consumer BUILD/build-workers", "bucket KILN_LEDGER", "bucket KILN_CONTEXT"}
 	first, err := natsbus.Provision(t.Context(), bus.JetStream(), natsbus.Topology{})
 	if err != nil {
 		t.Fatal(err)

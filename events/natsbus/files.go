@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Files returns what a server that is not provisioned by Kiln needs, by file name, for
 // the tools of the field:
 //
-//   - "<stream>.json" for `nats stream add --config`, the ledger's too;
+//   - "<stream>.json" for `nats stream add --config`, the buckets' too;
 //   - "build-workers.json" for `nats consumer add --config`;
 //   - "roles.conf" to be included into the configuration of a nats-server: one variable
 //     with the permissions of each Role.
@@ -23,10 +25,11 @@ func (t Topology) Files() (map[string][]byte, error) {
 	}
 	t = t.withDefaults()
 	files := map[string][]byte{RolesFile: t.roles()}
-	for name, config := range map[string]any{
-		t.buildStream(): t.buildConfig(), t.logStream(): t.logConfig(), bucketStream(t.ledger()): t.ledgerConfig(),
-		consumerName: t.consumerConfig(),
-	} {
+	configs := map[string]any{consumerName: t.consumerConfig()}
+	for _, stream := range []jetstream.StreamConfig{t.buildConfig(), t.logConfig(), t.ledgerConfig(), t.contextConfig()} {
+		configs[stream.Name] = stream
+	}
+	for name, config := range configs {
 		var text bytes.Buffer
 		encoder := json.NewEncoder(&text)
 		encoder.SetIndent("", "  ")

@@ -61,7 +61,7 @@ func TestWhatTheFilesMakeHasNoDrift(t *testing.T) {
 			t.Fatal(err)
 		}
 		report, err := natsbus.Provision(t.Context(), js, topology)
-		if err != nil || len(report.Created) != 0 || len(report.Unchanged) != 4 {
+		if err != nil || len(report.Created) != 0 || len(report.Unchanged) != 5 {
 			t.Errorf("Provision after the files = %+v, %v", report, err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestFaultyTopologyHasNoFiles(t *testing.T) {
 func filesOf(t *testing.T, topology natsbus.Topology) map[string][]byte {
 	t.Helper()
 	files, err := topology.Files()
-	if err != nil || len(files) != 5 {
+	if err != nil || len(files) != 6 {
 		t.Fatalf("Files() = %d files, %v", len(files), err)
 	}
 	return files
@@ -97,7 +97,7 @@ func TestInspectSaysWhatIsMissingAndWhatDiffersAndCreatesNothing(t *testing.T) {
 	js := must(jetstream.New(connect(t, startServer(t, nil))))
 	for range 2 {
 		got, err := natsbus.Inspect(t.Context(), js, natsbus.Topology{})
-		want := natsbus.Inspection{Missing: []string{"stream BUILD", "stream BUILD_LOG", "bucket KILN_LEDGER", "consumer BUILD/build-workers"}}
+		want := natsbus.Inspection{Missing: []string{"stream BUILD", "stream BUILD_LOG", "bucket KILN_LEDGER", "bucket KILN_CONTEXT", "consumer BUILD/build-workers"}}
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
@@ -106,7 +106,7 @@ func TestInspectSaysWhatIsMissingAndWhatDiffersAndCreatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := natsbus.Inspect(t.Context(), js, natsbus.Topology{MaxAckPending: 3})
-	if err != nil || len(got.Present) != 4 || len(got.Missing) != 0 || len(got.Differences) != 1 || got.Differences[0].Field != "max ack pending" {
+	if err != nil || len(got.Present) != 5 || len(got.Missing) != 0 || len(got.Differences) != 1 || got.Differences[0].Field != "max ack pending" {
 		t.Errorf("Inspect() = %+v, %v", got, err)
 	}
 }

@@ -31,6 +31,7 @@ func Inspect(ctx context.Context, js jetstream.JetStream, t Topology) (Inspectio
 		{"stream " + t.buildStream(), t.buildConfig()},
 		{"stream " + t.logStream(), t.logConfig()},
 		{"bucket " + t.ledger(), t.ledgerConfig()},
+		{"bucket " + t.contexts(), t.contextConfig()},
 	} {
 		stream, err := js.Stream(ctx, want.config.Name)
 		switch {

@@ -66,8 +66,8 @@ func TestFaultyTopologyReportsEveryFault(t *testing.T) {
 func TestPrefixNamesEverything(t *testing.T) {
 	t.Parallel()
 	topology := Topology{Prefix: "acme.team-1"}.withDefaults()
-	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.buildConfig().Subjects[0], topology.consumerConfig().FilterSubject}
-	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "acme.team-1.build.*", "acme.team-1.build.requested"}
+	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0], topology.consumerConfig().FilterSubject}
+	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*", "acme.team-1.build.requested"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
@@ -120,6 +120,10 @@ func TestDriftNamesEachDangerousField(t *testing.T) {
 	direct := replicated
 	direct.AllowDirect = true
 	checkDrift(t, "direct reads", streamDrift("bucket KILN_LEDGER", replicated, direct))
+	replicated = Topology{Replicas: 3}.withDefaults().contextConfig()
+	direct = replicated
+	direct.AllowDirect = true
+	checkDrift(t, "direct reads", streamDrift("bucket KILN_CONTEXT", replicated, direct))
 }
 
 func checkDrift(t *testing.T, field string, got []Difference) {
@@ -280,5 +284,34 @@ func TestReadersLeaveNoConsumerBehind(t *testing.T) {
 	}
 	if n := stream.CachedInfo().State.Consumers; n != 1 {
 		t.Errorf("the stream has %d consumers, want the workers' only", n)
+	}
+}
+
+func TestAgedContextsAreStoredAnew(t *testing.T) {
+	t.Parallel()
+	bus := newTestBus(t, nil)
+	store, err := bus.Contexts(t.Context())
+	if err != nil || store.maxAge != 7*24*time.Hour {
+		t.Fatalf("Contexts() = %+v, %v", store, err)
+	}
+	const digest = "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881" // of "x"
+	stored := func() string {
+		t.Helper()
+		if err := store.Put(t.Context(), digest, strings.NewReader("x")); err != nil {
+			t.Fatal(err)
+		}
+		info, err := store.objects.GetInfo(t.Context(), digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.NUID
+	}
+	first := stored()
+	if again := stored(); again != first {
+		t.Error("a fresh one was stored again")
+	}
+	store.maxAge = time.Nanosecond
+	if again := stored(); again == first {
+		t.Error("one that is about to expire was not stored again")
 	}
 }

@@ -49,13 +49,18 @@ func Provision(ctx context.Context, js jetstream.JetStream, t Topology) (Report,
 	report.note(created, "consumer "+t.buildStream()+"/"+consumerName)
 	drift = append(drift, consumerDrift(t.buildStream(), t.consumerConfig(), have)...)
 
-	want := t.ledgerConfig()
-	ledger, created, err := ensureStream(ctx, js, want)
-	if err != nil {
-		return report, err
+	for _, bucket := range []struct {
+		name string
+		want jetstream.StreamConfig
+	}{{t.ledger(), t.ledgerConfig()}, {t.contexts(), t.contextConfig()}} {
+		have, created, err := ensureStream(ctx, js, bucket.want)
+		if err != nil {
+			return report, err
+		}
+		report.note(created, "bucket "+bucket.name)
+		drift = append(drift, streamDrift("bucket "+bucket.name, bucket.want, have)...)
 	}
-	report.note(created, "bucket "+t.ledger())
-	if drift = append(drift, streamDrift("bucket "+t.ledger(), want, ledger)...); len(drift) > 0 {
+	if len(drift) > 0 {
 		return report, &DriftError{Differences: drift}
 	}
 	return report, nil

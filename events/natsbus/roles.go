@@ -25,13 +25,16 @@ const (
 	RoleClient Role = "client"
 	// RoleWorker takes requests, keeps the ledger and publishes what became of them.
 	RoleWorker Role = "worker"
+	// RoleBuild reads uploaded build contexts, and nothing else: it is for what prepares
+	// builds away from the worker, the Pods of the engine kube.
+	RoleBuild Role = "build"
 	// RoleOperator provisions, and repairs what drifted.
 	RoleOperator Role = "operator"
 )
 
 // Roles returns all roles.
 func Roles() []Role {
-	return []Role{RolePublisher, RoleSubscriber, RoleClient, RoleWorker, RoleOperator}
+	return []Role{RolePublisher, RoleSubscriber, RoleClient, RoleWorker, RoleBuild, RoleOperator}
 }
 
 // Permissions are subjects, with wildcards, in the server's own terms: what is denied
@@ -42,8 +45,8 @@ type Permissions struct {
 }
 
 // Permissions returns what a user in that role needs, and no more; nothing for a role
-// that is none. Answers reach a user through inboxes: of a publisher the usual ones,
-// of all others those of InboxPrefix, so that nobody listens to answers of others.
+// that is none. Answers reach a user through inboxes: of publishers and builds the
+// usual ones, of all others those of InboxPrefix, so that nobody listens to answers of others.
 func (t Topology) Permissions(role Role) Permissions {
 	t = t.withDefaults()
 	switch role {
@@ -53,13 +56,16 @@ func (t Topology) Permissions(role Role) Permissions {
 		return Permissions{Subscribe: append(t.results(), t.Subjects().AllLogs())}
 	case RoleClient:
 		return Permissions{
-			Publish: slices.Concat([]string{t.Subjects().Of(events.TypeBuildRequested)}, reads(t.buildStream()), reads(t.logStream())),
+			Publish: slices.Concat([]string{t.Subjects().Of(events.TypeBuildRequested)},
+				reads(t.buildStream()), reads(t.logStream()), t.uploads()),
 			// Readers' consumers have random names. This one belongs to the workers.
 			DenyPublish: append(t.changeConsumer(), api("CONSUMER.MSG.NEXT", t.buildStream(), consumerName)),
 			Subscribe:   append(t.results(), t.Subjects().AllLogs(), t.InboxPrefix(role)+".>"),
 		}
 	case RoleWorker:
 		return t.workerPermissions()
+	case RoleBuild:
+		return Permissions{Publish: t.downloads(), Subscribe: []string{t.InboxPrefix(role) + ".>"}}
 	case RoleOperator:
 		return t.operatorPermissions()
 	default:
@@ -78,7 +84,7 @@ func (t Topology) workerPermissions() Permissions {
 			api("STREAM.INFO", ledger), api("STREAM.MSG.GET", ledger), "$KV." + t.ledger() + ".>",
 			// What `kiln doctor` looks at.
 			api("INFO"), api("STREAM.INFO", build), api("STREAM.INFO", t.logStream()),
-		}, reads(build)),
+		}, reads(build), t.downloads()),
 		DenyPublish: t.changeConsumer(),
 		Subscribe:   []string{t.InboxPrefix(RoleWorker) + ".>"},
 	}
@@ -89,7 +95,7 @@ func (t Topology) operatorPermissions() Permissions {
 		Publish:   []string{api("INFO"), api("STREAM.NAMES"), api("STREAM.LIST")},
 		Subscribe: []string{t.InboxPrefix(RoleOperator) + ".>"},
 	}
-	for _, stream := range []string{t.buildStream(), t.logStream(), bucketStream(t.ledger())} {
+	for _, stream := range []string{t.buildStream(), t.logStream(), bucketStream(t.ledger()), objectStream(t.contexts())} {
 		p.Publish = append(p.Publish, api("STREAM.*", stream), api("STREAM.MSG.*", stream), api("CONSUMER.NAMES", stream), api("CONSUMER.LIST", stream))
 	}
 	p.Publish = append(p.Publish, t.changeConsumer()...)
@@ -100,7 +106,7 @@ func (t Topology) operatorPermissions() Permissions {
 // InboxPrefix is where a user in that role gets answers, the setting nats.inbox_prefix
 // and nats.CustomInboxPrefix: "_INBOX_KILN_WORKER".
 func (t Topology) InboxPrefix(role Role) string {
-	if role == RolePublisher {
+	if role == RolePublisher || role == RoleBuild {
 		return "_INBOX"
 	}
 	return "_INBOX_" + t.name("KILN_"+strings.ToUpper(string(role)))
@@ -125,6 +131,19 @@ func reads(stream string) []string {
 	return []string{
 		api("CONSUMER.CREATE", stream, "*"), api("CONSUMER.CREATE", stream, "*", ">"),
 		api("CONSUMER.MSG.NEXT", stream, "*"), api("CONSUMER.DELETE", stream, "*"),
+	}
+}
+
+// downloads is what reading the object store takes, uploads what writing to it takes.
+func (t Topology) downloads() []string {
+	stream := objectStream(t.contexts())
+	return append(reads(stream), api("STREAM.INFO", stream), api("STREAM.MSG.GET", stream), "$JS.FC."+stream+".>")
+}
+
+func (t Topology) uploads() []string {
+	stream := objectStream(t.contexts())
+	return []string{
+		api("STREAM.INFO", stream), api("STREAM.MSG.GET", stream), "$O." + t.contexts() + ".C.>", "$O." + t.contexts() + ".M.>",
 	}
 }
 

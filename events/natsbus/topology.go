@@ -26,6 +26,8 @@ type Topology struct {
 	MaxAge time.Duration
 	// LogMaxAge keeps build logs. Defaults to 7 days.
 	LogMaxAge time.Duration
+	// ContextMaxAge keeps uploaded build contexts. Defaults to 7 days.
+	ContextMaxAge time.Duration
 	// AckWait is how long a worker may be silent before its message goes to another.
 	// Defaults to 30 s.
 	AckWait time.Duration
@@ -60,6 +62,7 @@ func (t Topology) validate() error {
 	}{
 		{"max age", t.MaxAge, time.Minute},
 		{"log max age", t.LogMaxAge, time.Minute},
+		{"context max age", t.ContextMaxAge, time.Minute},
 		{"ack wait", t.AckWait, 100 * time.Millisecond},
 		{"duplicate window", t.DuplicateWindow, 100 * time.Millisecond},
 	} {
@@ -87,6 +90,7 @@ func (t Topology) withDefaults() Topology {
 	}
 	set(&t.MaxAge, 30*24*time.Hour)
 	set(&t.LogMaxAge, 7*24*time.Hour)
+	set(&t.ContextMaxAge, 7*24*time.Hour)
 	set(&t.AckWait, 30*time.Second)
 	set(&t.DuplicateWindow, 5*time.Minute)
 	if t.Replicas == 0 {
@@ -113,6 +117,7 @@ func (t Topology) name(base string) string {
 func (t Topology) buildStream() string { return t.name("BUILD") }
 func (t Topology) logStream() string   { return t.name("BUILD_LOG") }
 func (t Topology) ledger() string      { return t.name("KILN_LEDGER") }
+func (t Topology) contexts() string    { return t.name("KILN_CONTEXT") }
 
 // consumerName is the durable consumer that all workers share.
 const consumerName = "build-workers"
@@ -167,5 +172,21 @@ func (t Topology) ledgerConfig() jetstream.StreamConfig {
 	}
 }
 
+// contextConfig is the stream behind the object store, as
+// https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-20.md lays
+// it down, without direct reads for the ledger's reason: a worker has to find what was
+// uploaded a moment ago. Its size is the operator's: an upload that does not fit fails.
+func (t Topology) contextConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: objectStream(t.contexts()), Description: "Kiln: uploaded build contexts, by digest",
+		Subjects: []string{"$O." + t.contexts() + ".C.>", "$O." + t.contexts() + ".M.>"}, Storage: jetstream.FileStorage,
+		Retention: jetstream.LimitsPolicy, MaxAge: t.ContextMaxAge, Duplicates: min(2*time.Minute, t.ContextMaxAge), Replicas: t.Replicas,
+		MaxMsgs: unlimited, MaxMsgsPerSubject: unlimited, Discard: jetstream.DiscardNew, AllowRollup: true, AllowDirect: false,
+	}
+}
+
 // bucketStream is the name of the stream behind a bucket.
 func bucketStream(bucket string) string { return "KV_" + bucket }
+
+// objectStream is the name of the stream behind an object store.
+func objectStream(store string) string { return "OBJ_" + store }

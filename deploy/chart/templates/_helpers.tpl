@@ -127,6 +127,8 @@ capabilities: {drop: [ALL]}
 {{- with $v.imagePullSecrets }}{{ $_ := set $kube "pull_secrets" . }}{{ end }}
 {{- with include "kiln.builds.serviceAccount" . }}{{ $_ := set $kube "service_account" . }}{{ end }}
 {{- with $v.builds.serviceAccounts }}{{ $_ := set $kube "service_accounts" . }}{{ end }}
+{{- with $v.builds.nats.url }}{{ $_ := set $kube "nats_url" . }}{{ end }}
+{{- if $v.builds.nats.secret }}{{ $_ := set $kube "nats_credentials" (printf "/etc/kiln/build-nats/%s" $v.builds.nats.key) }}{{ end }}
 {{- $all := dict
   "engine" "kube"
   "log_format" "json"
