@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"sigs.k8s.io/yaml"
 )
 
 // program compiles a static program that says what it sees.
@@ -206,6 +207,43 @@ func TestDockerfileMakesTheSameConfiguration(t *testing.T) {
 	}
 	if diff := cmp.Diff(recipes()["kiln"].config, got); diff != "" || last.BaseName != "scratch" {
 		t.Errorf("FROM %s (-recipe +Dockerfile):\n%s", last.BaseName, diff)
+	}
+}
+
+func TestFunctionFileMakesTheSameImageAsTheDockerfile(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile("../kiln-image.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var function struct {
+		Spec struct {
+			Build struct {
+				Base     string   `json:"base_image"`
+				Commands []string `json:"commands"`
+				Extra    string   `json:"extra"`
+			}
+		}
+	}
+	if err := yaml.Unmarshal(raw, &function); err != nil {
+		t.Fatal(err)
+	}
+	build := function.Spec.Build
+	first, last, ok := strings.Cut(string(text), "\nFROM scratch\n")
+	if last = strings.Replace(last, "--from=build", "--from=0", 1); !ok || build.Extra != "FROM scratch\n"+last {
+		t.Errorf("last stages differ:\n%s\n%s", build.Extra, last)
+	}
+	if !strings.Contains(first, "\nFROM "+build.Base+" AS build\n") {
+		t.Errorf("the Dockerfile does not begin with %s", build.Base)
+	}
+	for line := range strings.Lines(build.Commands[0]) {
+		if line = strings.TrimSpace(line); line != "cd /src" && !strings.Contains(first, line) {
+			t.Errorf("the Dockerfile lacks %q", line)
+		}
 	}
 }
 
