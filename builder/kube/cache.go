@@ -66,7 +66,7 @@ func newObjects(client kubernetes.Interface, cfg Config) (*objects, error) {
 
 // slim drops what nobody reads, which is a large part of an object.
 func slim(object any) (any, error) {
-	if o, ok := object.(metav1.Object); ok {
+	if o, ok := object.(metav1.Object); ok && len(o.GetManagedFields()) > 0 {
 		o.SetManagedFields(nil)
 	}
 	return object, nil
