@@ -14,7 +14,6 @@ import (
 	"sync"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
-	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
 )
@@ -118,11 +117,6 @@ func violations(root *jsonschema.ValidationError) []Violation {
 	var all []Violation
 	var walk func(*jsonschema.ValidationError)
 	walk = func(e *jsonschema.ValidationError) {
-		if names, ok := e.ErrorKind.(*kind.PropertyNames); ok {
-			// The causes are about the key as a document of its own.
-			all = append(all, Violation{Path: pointer(e.InstanceLocation), Message: clip(fmt.Sprintf("the key %q is not a valid name", names.Property))})
-			return
-		}
 		for _, cause := range e.Causes {
 			walk(cause)
 		}
