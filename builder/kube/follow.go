@@ -37,6 +37,10 @@ func (f *follower) run(ctx context.Context) {
 		if !f.follow(ctx, container) {
 			return
 		}
+		if t := terminated(f.pod(), container); t != nil && t.ExitCode != 0 {
+			// Nothing comes after a failure.
+			return
+		}
 	}
 }
 

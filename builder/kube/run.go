@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -72,7 +73,7 @@ func (r *run) do(ctx context.Context) (string, error) {
 		return "", err
 	}
 	follow := r.follow(ctx)
-	end, err := r.watch(ctx)
+	end, err := r.watch(ctx, follow)
 	if end == nil {
 		follow.stop()
 		if ctx.Err() != nil {
@@ -97,7 +98,7 @@ func (r *run) leave(ctx context.Context) error {
 
 // watch returns when the build has ended, with how, or when it will not begin or ctx
 // is done, with an error.
-func (r *run) watch(ctx context.Context) (*ending, error) {
+func (r *run) watch(ctx context.Context, follow *following) (*ending, error) {
 	changes, stop := r.engine.objects.subscribe(r.job.Name)
 	defer stop()
 	var since time.Time
@@ -108,6 +109,7 @@ func (r *run) watch(ctx context.Context) (*ending, error) {
 			return nil, err
 		}
 		r.report(v)
+		follow.see(v.pod)
 		if end := v.ended(); end != nil {
 			return end, nil
 		}
@@ -238,30 +240,37 @@ type following struct {
 	run    *run
 	cancel context.CancelFunc
 	done   chan struct{}
-	unsub  func()
+	// pod is what the follower knows; changes has something after it changed.
+	pod     atomic.Pointer[corev1.Pod]
+	changes chan struct{}
 }
 
-// follow begins to copy the logs.
+// follow begins to copy the logs, as soon as see shows that there are some.
 func (r *run) follow(ctx context.Context) *following {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	uid := r.job.UID
-	changes, unsub := r.engine.objects.subscribe(r.job.Name)
-	f := &follower{
-		logs: r.engine.logs, changes: changes,
-		pod: func() *corev1.Pod { return r.engine.objects.pod(uid) },
-		out: func(container string) io.Writer {
-			if container == containerKaniko {
-				return r.log
-			}
-			return cleaning{r.out}
-		},
-	}
-	w := &following{run: r, cancel: cancel, done: make(chan struct{}), unsub: unsub}
+	w := &following{run: r, cancel: cancel, done: make(chan struct{}), changes: make(chan struct{}, 1)}
+	f := &follower{logs: r.engine.logs, changes: w.changes, pod: w.pod.Load, out: func(container string) io.Writer {
+		if container == containerKaniko {
+			return r.log
+		}
+		return cleaning{r.out}
+	}}
 	go func() {
 		defer close(w.done)
 		f.run(ctx)
 	}()
 	return w
+}
+
+// see shows the follower the Pod, after everything was said of it that comes before its
+// log.
+func (w *following) see(pod *corev1.Pod) {
+	w.pod.Store(pod)
+	select {
+	case w.changes <- struct{}{}:
+	default:
+		// It has not looked since the last change.
+	}
 }
 
 // cleaning makes the lines of Kiln's own container harmless: they may repeat what a
@@ -284,7 +293,7 @@ const (
 // finish waits for the end of the log.
 func (w *following) finish(ctx context.Context) {
 	grace := lostLogGrace
-	if pod := w.run.engine.objects.pod(w.run.job.UID); terminated(pod, containerKaniko) != nil {
+	if pod := w.pod.Load(); terminated(pod, containerKaniko) != nil {
 		grace = logGrace
 	} else if t := terminated(pod, containerContext); t != nil && t.ExitCode != 0 {
 		grace = logGrace
@@ -303,6 +312,5 @@ func (w *following) finish(ctx context.Context) {
 func (w *following) stop() {
 	w.cancel()
 	<-w.done
-	w.unsub()
 	w.run.log.Close()
 }
