@@ -1,6 +1,6 @@
 # Reads `go test -json` and prints what `go test` prints: a line per package and the
-# whole output of what failed, and figures that tests log. Then the skipped tests with their reasons, the failed
-# tests, and "N passed, N failed, N skipped".
+# whole output of what failed, and what tests log after "figures:". Then the skipped
+# tests with their reasons, the failed tests, and "N passed, N failed, N skipped".
 
 function value(key,    at, rest) {
 	at = index($0, "\"" key "\":\"")

@@ -1,11 +1,13 @@
-# Sourced by the scripts beside it. Every KUBE_ name can be set from outside. Several
-# clusters may run at once with a KUBE_RUN and a KUBE_PORT each; one may have a node.
+# Sourced by the scripts beside it. Every KUBE_ name can be set from outside. Every copy of
+# the repository has a cluster of its own; one of all clusters of a machine has a node.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln
 pins=$(cat "$here/go.mod" "$here/go.sum" | sha256sum | cut -c1-12)
 : "${KUBE_BIN:=$cache/kubernetes-$pins}" # what build.sh made
-: "${KUBE_RUN:=$cache/kubernetes}"       # certificates, etcd's data, logs, process ids
-: "${KUBE_PORT:=16443}"                  # of the API server; the next six are taken too
+# Certificates, etcd's data, logs, process ids.
+: "${KUBE_RUN:=$cache/cluster-$(sha256sum <<<"$here" | cut -c1-8)}"
+# The API server's port; the next five are taken too. Free ones unless it is set.
+: "${KUBE_PORT:=$(cat "$KUBE_RUN/port" 2>/dev/null || true)}"
 : "${KUBE_NODE:=auto}"                   # 1: a node, 0: none, auto: where the machine can
 : "${KUBE_BRIDGE:=kiln0}"                # where Pods reach the host as $KUBE_NET.0.1
 : "${KUBE_NET:=10.88}"                   # Pods are in .0.0/24, Services in .1.0/24
@@ -42,7 +44,7 @@ started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" { pri
 
 # start NAME COMMAND...: in the background, with a log and a process id of its own.
 start() {
-	setsid "${@:2}" >"$KUBE_RUN/log/$1" 2>&1 </dev/null &
+	setsid "${@:2}" >"$KUBE_RUN/log/$1" 2>&1 </dev/null 9>&- &
 	echo "$! $(started_at $!)" >"$KUBE_RUN/pid/$1"
 }
 

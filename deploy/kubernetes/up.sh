@@ -7,6 +7,10 @@ cd "$(dirname "$0")"
 source ./env.sh
 source ./pki.sh
 
+# One at a time: they look for free ports. What is started must not keep the lock.
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
 if running apiserver; then
 	echo "the cluster is up already: export KUBECONFIG=$KUBE_RUN/admin.kubeconfig"
 	exit 0
@@ -22,6 +26,13 @@ if [ "$node" = 1 ]; then ./build.sh all >/dev/null; else ./build.sh api >/dev/nu
 
 trap '[ $? -eq 0 ] || ./down.sh' EXIT
 install -d -m 700 "$KUBE_RUN" "$pki" "$KUBE_RUN/log" "$KUBE_RUN/pid"
+taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+if [ -z "$KUBE_PORT" ]; then
+	KUBE_PORT=16443
+	while taken "$KUBE_PORT" || taken $((KUBE_PORT + 1)) || taken $((KUBE_PORT + 2)); do KUBE_PORT=$((KUBE_PORT + 10)); done
+fi
+export KUBE_PORT
+echo "$KUBE_PORT" >"$KUBE_RUN/port"
 make_pki
 ln -s "$KUBE_BIN" "$KUBE_RUN/bin"
 

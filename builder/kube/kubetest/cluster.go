@@ -117,7 +117,7 @@ type Team struct {
 	Kubeconfig string
 }
 
-// NewTeam makes a namespace that ends with the test.
+// NewTeam makes a namespace that ends with the test. The Role becomes one of it.
 func (c *Cluster) NewTeam(tb testing.TB, role *rbacv1.Role) *Team {
 	tb.Helper()
 	ctx, core := tb.Context(), c.Admin.CoreV1()
@@ -137,6 +137,7 @@ func (c *Cluster) NewTeam(tb testing.TB, role *rbacv1.Role) *Team {
 	tb.Cleanup(func() { _ = core.Namespaces().Delete(context.WithoutCancel(ctx), ns, metav1.DeleteOptions{}) })
 
 	account := metav1.ObjectMeta{Name: role.Name}
+	role.Namespace = ns
 	_, err = c.Admin.RbacV1().Roles(ns).Create(ctx, role, metav1.CreateOptions{})
 	try(err)
 	_, err = core.ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: account}, metav1.CreateOptions{})
