@@ -35,6 +35,8 @@ func TestTwoHundredJobsAtOnce(t *testing.T) { //nolint:paralleltest // it measur
 	team := newTeam(t, c, nil)
 	cfg := team.config("")
 	cfg.NodeSelector, cfg.Waits = map[string]string{simulated: "scale"}, Waits{}
+	// What earlier tests have left is not the client's.
+	runtime.GC()
 	before := heap()
 	e := team.engine(t, cfg)
 
@@ -77,7 +79,7 @@ func TestTwoHundredJobsAtOnce(t *testing.T) { //nolint:paralleltest // it measur
 		builds, took, float64(total)/builds, strings.Join(text, ", "), (most-before)>>20)
 	for _, informer := range []string{"watch jobs", "watch pods"} {
 		// A busy server ends watches, which then begin again; one per build would be 200.
-		if n := counts[informer]; n < 1 || n > 20 {
+		if n := counts[informer]; n < 1 || n > builds/4 {
 			t.Errorf("%d calls of %s, want those of one informer", n, informer)
 		}
 	}
