@@ -110,6 +110,13 @@ func (e *fakeECR) serveAPI(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// set changes the account while it answers: giving up an upload outlasts Prepare.
+func (e *fakeECR) set(change func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change()
+}
+
 // take returns the calls since the last take.
 func (e *fakeECR) take() []string {
 	e.mu.Lock()
@@ -262,13 +269,13 @@ func TestECROfEveryKind(t *testing.T) {
 		t.Error(err)
 	}
 	wantCalls(t, e, "WORKER ecr-fips.eu-west-1 CreateRepository 123456789012 team/app", "WORKER ecr-fips.eu-west-1 GetAuthorizationToken")
-	e.repositories["alias/team/app"] = true // as the registry calls it
+	e.set(func() { e.repositories["alias/team/app"] = true }) // as the registry calls it
 	if err := r.Prepare(t.Context(), publicECR+"/alias/team/app:1"); err == nil {
 		wantCalls(t, e, "WORKER ecr-public.us-east-1 CreateRepository team/app", "WORKER ecr-public.us-east-1 GetAuthorizationToken")
 	} else {
 		t.Error(err)
 	}
-	e.broken = true
+	e.set(func() { e.broken = true })
 	wantKind(t, r.Prepare(t.Context(), ecrTestHost+"/team/app:1"), builder.KindUnavailable)
 	_, err := r.Access(t.Context(), ecrTestHost, "")
 	wantKind(t, err, builder.KindUnavailable)
