@@ -57,7 +57,9 @@ func (c *Cluster) RealNode(tb testing.TB) (address string) {
 	c.Load(tb, ExecutorImage, map[string]string{
 		"kaniko/executor": bin("KILN_TEST_EXECUTOR", "kaniko-executor"), "kaniko/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
 	})
-	c.Load(tb, ContextImage, map[string]string{"usr/bin/kiln": bin("KILN_TEST_KILN", "kiln")}, "/usr/bin/kiln")
+	c.Load(tb, ContextImage, map[string]string{
+		"usr/bin/kiln": bin("KILN_TEST_KILN", "kiln"), "usr/bin/kilnd": bin("KILN_TEST_KILND", "kilnd"),
+	}, "/usr/bin/kiln")
 	return address
 }
 
