@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
 	"kiln/cmd/cli"
 	"kiln/events/client"
 	"kiln/events/natsbus"
@@ -136,8 +137,8 @@ func TestPodFetchesAnUploadedSourceWithSettingsOfTheWorker(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(code, "main.py"), []byte("print()\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var archive bytes.Buffer
-	version, _, err := archive.Pack(code, &archive)
+	var packed bytes.Buffer
+	version, _, err := archive.Pack(code, &packed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +146,7 @@ func TestPodFetchesAnUploadedSourceWithSettingsOfTheWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	url, err := uploader.UploadContext(t.Context(), bytes.NewReader(archive.Bytes()))
+	url, err := uploader.UploadContext(t.Context(), bytes.NewReader(packed.Bytes()))
 	if err != nil {
 		t.Fatal(err)
 	}
