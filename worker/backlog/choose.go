@@ -185,3 +185,22 @@ func (v *View) Release(sequence uint64, later time.Time) {
 	v.placed(i, b)
 	v.call(i)
 }
+
+// Heir returns the oldest entry that waits for the build, and holds it to be built.
+func (v *View) Heir(buildID string, now time.Time) (e Entry, revision uint64, ok bool) {
+	var heir *Item
+	b := v.builds[buildID]
+	if b == nil {
+		return e, 0, false
+	}
+	for _, i := range b.items {
+		if i.State == Waiting && i.held == holdNone && i.place != placeEnd && (heir == nil || i.Sequence < heir.Sequence) {
+			heir = i
+		}
+	}
+	if heir == nil {
+		return e, 0, false
+	}
+	v.hold(heir, holdRun, now)
+	return heir.Entry, heir.Revision, true
+}

@@ -137,6 +137,13 @@ func (v *View) Watch(c Change, now time.Time) error {
 	if !ok {
 		return nil
 	}
+	if c.Deleted && c.Revision == 0 {
+		// Nobody knows when; what this worker wrote since is not meant.
+		if i := v.items[sequence]; i != nil && i.Revision <= v.watched {
+			v.remove(i)
+		}
+		return nil
+	}
 	if c.Deleted {
 		v.Delete(sequence, c.Revision)
 		return nil
