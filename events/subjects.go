@@ -47,12 +47,12 @@ var types = []Type{
 }
 
 // EventID returns the id of an emitted event, which is its Nats-Msg-Id too: the
-// same fact always has the same id. Only build.started comes once per attempt; of all
-// others there is one for each request, whatever the attempt.
+// same fact always has the same id. A terminal event has one id per request
+// whatever the attempt.
 func EventID(requestID string, t Type, attempt int) string {
 	id := requestID + "." + string(t)
-	if t == TypeBuildStarted {
-		id += "." + strconv.Itoa(attempt)
+	if t.Terminal() {
+		return id
 	}
-	return id
+	return id + "." + strconv.Itoa(attempt)
 }
