@@ -47,11 +47,11 @@ var types = []Type{
 }
 
 // EventID returns the id of an emitted event, which is its Nats-Msg-Id too: the
-// same fact always has the same id. A terminal event has one id per request
-// whatever the attempt.
+// same fact always has the same id. Only build.started happens once per attempt; all
+// others have one id per request whatever the attempt.
 func EventID(requestID string, t Type, attempt int) string {
 	id := requestID + "." + string(t)
-	if t.Terminal() {
+	if t != TypeBuildStarted {
 		return id
 	}
 	return id + "." + strconv.Itoa(attempt)

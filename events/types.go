@@ -33,6 +33,10 @@ func (t Type) Terminal() bool {
 	return t == TypeBuildCompleted || t == TypeBuildFailed || t == TypeBuildCanceled
 }
 
+// Asked reports whether an event of this type comes from requesters, who need no envelope;
+// all others are Kiln's own.
+func (t Type) Asked() bool { return t == TypeBuildRequested || t == TypeBuildCancel }
+
 // Message is an encoded event as the transport carries it. Header keys keep
 // their case: NATS does not canonicalise them.
 type Message struct {
@@ -49,8 +53,8 @@ type Message struct {
 
 // Event is a decoded event: the CloudEvents attributes that Kiln uses and the data.
 type Event struct {
-	// ID is the CloudEvents id. Of a build.requested it is the request id; of an
-	// emitted event it is also the Nats-Msg-Id, see EventID.
+	// ID is the CloudEvents id. Of a build.requested it is the request id, of a
+	// build.cancel it names nothing else; of an emitted event it is also the Nats-Msg-Id, see EventID.
 	ID          string
 	Source      string
 	Type        Type
