@@ -24,6 +24,7 @@ const (
 	KindDiskFull           Kind = "disk_full"
 	KindCanceled           Kind = "canceled"
 	KindUnavailable        Kind = "unavailable"
+	KindQueueFull          Kind = "queue_full"
 	// KindInterrupted and KindLeaseLost never travel: nobody failed.
 	KindInterrupted Kind = "interrupted"
 	KindLeaseLost   Kind = "lease_lost"

@@ -7,7 +7,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindInvalidRequest, KindConflict, KindBaseNotFound, KindSourceNotFound, KindCommandFailed,
 		KindRequirementsFailed, KindPushDenied, KindPullDenied, KindTimeout, KindOutOfMemory, KindDiskFull,
-		KindCanceled, KindUnavailable,
+		KindCanceled, KindUnavailable, KindQueueFull,
 	}
 }
 
@@ -41,6 +41,8 @@ func (k Kind) Hint() string {
 		return "Publish the request again if the image is still wanted."
 	case KindUnavailable:
 		return "Nothing is wrong with the request: publish it again later, and tell the operator if this goes on."
+	case KindQueueFull:
+		return "Wait until some of the project's requests are finished and publish the request again, or have the operator raise the bound of its queue."
 	default:
 		return ""
 	}
@@ -49,5 +51,5 @@ func (k Kind) Hint() string {
 // Retryable reports whether the same request may succeed later as it is: after time
 // has passed, or after the operator has acted.
 func (k Kind) Retryable() bool {
-	return slices.Contains([]Kind{KindUnavailable, KindTimeout, KindPushDenied, KindPullDenied, KindDiskFull, KindCanceled}, k)
+	return slices.Contains([]Kind{KindUnavailable, KindTimeout, KindPushDenied, KindPullDenied, KindDiskFull, KindCanceled, KindQueueFull}, k)
 }

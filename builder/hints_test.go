@@ -49,7 +49,7 @@ func TestRetryableKinds(t *testing.T) {
 	t.Parallel()
 	for kind, want := range map[builder.Kind]bool{
 		builder.KindUnavailable: true, builder.KindTimeout: true, builder.KindDiskFull: true,
-		builder.KindPushDenied: true, builder.KindPullDenied: true, builder.KindCanceled: true,
+		builder.KindPushDenied: true, builder.KindPullDenied: true, builder.KindCanceled: true, builder.KindQueueFull: true,
 		builder.KindInvalidRequest: false, builder.KindConflict: false, builder.KindCommandFailed: false,
 		builder.KindRequirementsFailed: false, builder.KindBaseNotFound: false, builder.KindOutOfMemory: false,
 	} {

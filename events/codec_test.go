@@ -67,6 +67,74 @@ func TestEveryModeGivesTheSameRequest(t *testing.T) {
 	}
 }
 
+func TestCancelIsReadInEveryMode(t *testing.T) {
+	t.Parallel()
+	build := strings.Repeat("a", 64)
+	cancel := func(data string) events.Message {
+		m := bare(data)
+		m.Subject = "acme.build.cancel"
+		return m
+	}
+	const envelope = `{"specversion":"1.0","id":"e1","source":"/me","type":"dev.kiln.build.cancel.v1","data":`
+	for name, tc := range map[string]struct {
+		message events.Message
+		id      string
+		want    events.BuildCancel
+	}{
+		"bare":                 {cancel(`{"request_id":"seq:BUILD:7"}`), "seq:BUILD:42", events.BuildCancel{RequestID: "seq:BUILD:7"}},
+		"bare with message id": {with(cancel(`{"build_id":"`+build+`","request_id":null}`), "Nats-Msg-Id", "c"), "c", events.BuildCancel{BuildID: build}},
+		"structured":           {cancel(envelope + `{"request_id":"r","reason":"late"}}`), "e1", events.BuildCancel{RequestID: "r", Reason: "late"}},
+		"binary": {with(cancel(`{"request_id":"r"}`), "ce-specversion", "1.0", "ce-id", "e1", "ce-source", "/me", "ce-type", "build.cancel"),
+			"e1", events.BuildCancel{RequestID: "r"}},
+	} {
+		e, err := events.Decode(tc.message)
+		got, ok := e.Data.(*events.BuildCancel)
+		if err != nil || !ok || *got != tc.want || e.ID != tc.id || e.Type != events.TypeBuildCancel {
+			t.Errorf("%s: Decode() = %+v with %+v, %v", name, e, got, err)
+		}
+	}
+	for name, m := range map[string]events.Message{
+		"both ids":       cancel(`{"request_id":"r","build_id":"` + build + `"}`),
+		"no id":          cancel(`{"reason":"x"}`),
+		"null":           cancel(`null`),
+		"short build id": cancel(`{"build_id":"aaaa"}`),
+		"a function":     cancel(function),
+		"type of others": cancel(strings.NewReplacer("cancel", "canceled", "e1", "seq:BUILD:42").Replace(envelope) + `{"request_id":"r"}}`),
+		"reserved id":    with(cancel(`{"request_id":"r"}`), "Nats-Msg-Id", "seq:BUILD:1"),
+	} {
+		e, err := events.Decode(m)
+		if _, ok := errors.AsType[*events.DecodeError](err); !ok || e.Type != events.TypeBuildCancel || e.ID != "seq:BUILD:42" || e.Data != nil {
+			t.Errorf("%s: Decode() = %+v, %v", name, e, err)
+		}
+	}
+}
+
+func TestOnlyRequestersMayLeaveOutTheEnvelope(t *testing.T) {
+	t.Parallel()
+	for _, e := range emitted() {
+		data, err := json.Marshal(e.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = events.Decode(events.Message{Subject: string(e.Type), Data: data, FallbackID: "seq:BUILD:1"})
+		if (err == nil) != e.Type.Asked() {
+			t.Errorf("a bare %s: %v", e.Type, err)
+		}
+	}
+}
+
+func TestOneFactHasOneID(t *testing.T) {
+	t.Parallel()
+	for typ, want := range map[events.Type]string{
+		events.TypeBuildStarted: "r.build.started.2", events.TypeBuildQueued: "r.build.queued", events.TypeBuildDead: "r.build.dead",
+		events.TypeBuildCompleted: "r.build.completed", events.TypeBuildFailed: "r.build.failed", events.TypeBuildCanceled: "r.build.canceled",
+	} {
+		if got := events.EventID("r", typ, 2); got != want {
+			t.Errorf("EventID(%s) = %s, want %s", typ, got, want)
+		}
+	}
+}
+
 func TestWhatIsNotAValidEventIsRefusedAndKeepsAnID(t *testing.T) {
 	t.Parallel()
 	deep := strings.Repeat("[", 200) + strings.Repeat("]", 200)
@@ -149,7 +217,7 @@ func TestTraceContextTravelsAndNonsenseDoesNot(t *testing.T) {
 	}
 }
 
-// emitted holds one event of each type that Kiln sends.
+// emitted holds events of each type that workers and clients send.
 func emitted() []events.Event {
 	at := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	id, digest := strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64)
@@ -169,6 +237,26 @@ func emitted() []events.Event {
 		}),
 		event(events.TypeBuildCompleted, &events.BuildCompleted{
 			RequestID: "r", Function: f, Outcome: events.OutcomeNotNeeded, Reason: "Because.", Image: "i", Timings: times,
+		}),
+		event(events.TypeBuildQueued, &events.BuildQueued{
+			RequestID: "r", BuildID: id, Function: f, Image: "i", Priority: events.PriorityAuto, Position: 3, Reason: "Two go first.", EstimatedStart: at, Queued: at,
+		}),
+		event(events.TypeBuildQueued, &events.BuildQueued{
+			RequestID: "r", BuildID: id, Function: f, Image: "i", Priority: events.PriorityBulk, Reason: "It shares a build.", Queued: at,
+		}),
+		event(events.TypeBuildCanceled, &events.BuildCanceled{RequestID: "r", Reason: "Canceled on request.", Timings: times}),
+		event(events.TypeBuildCanceled, &events.BuildCanceled{
+			RequestID: "r", BuildID: id, Function: f, Image: "i", Reason: "A newer request replaces it.", SupersededBy: "r2", Timings: times,
+		}),
+		event(events.TypeBuildDead, &events.BuildDead{
+			RequestID: "r", Function: f, Error: events.FailureCause{Code: "unavailable", Message: "m", Hint: "h", Retryable: true},
+			Causes: []string{"a", "b"}, Attempts: 2, Sequence: 7, Failed: at, Request: events.BuildRequest{
+				Function: []byte(function), Options: events.Options{Priority: events.PriorityInteractive, Supersede: true},
+			},
+		}),
+		event(events.TypeBuildCancel, &events.BuildCancel{RequestID: "r", Reason: "Not wanted."}),
+		event(events.TypeBuildFailed, &events.BuildFailed{
+			RequestID: "r", Error: events.FailureCause{Code: "queue_full", Message: "m", Hint: "h", Retryable: true}, Timings: times,
 		}),
 		event(events.TypeBuildFailed, &events.BuildFailed{
 			RequestID: "r", Error: events.FailureCause{Code: "invalid_request", Message: "m", Hint: "h"}, Timings: times,
@@ -220,6 +308,7 @@ func TestSubjectsKeepKilnsApart(t *testing.T) {
 	t.Parallel()
 	ours := events.Subjects{Prefix: "acme"}
 	for subject, want := range map[string]events.Type{
+		"acme.build.cancel": events.TypeBuildCancel, "acme.build.canceled": events.TypeBuildCanceled, "acme.build.dead": events.TypeBuildDead,
 		"acme.build.failed": events.TypeBuildFailed, "build.failed": "", "acme.build.log.x": "", "other.build.failed": "",
 	} {
 		if got, ok := ours.Type(subject); got != want || ok != (want != "") {
@@ -249,11 +338,20 @@ func TestFlagTakesWhatMLRunTakes(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	for _, m := range []events.Message{bare(function), structured(""), structured(`"time":"x",`), bare("{}"), bare("[")} {
-		f.Add(m.Data, "", "")
+		f.Add(m.Subject, m.Data, "", "")
 	}
-	f.Add([]byte(function), "id", "1.0")
-	f.Fuzz(func(t *testing.T, data []byte, id, version string) {
-		m := with(events.Message{Subject: "build.requested", Data: data, FallbackID: "seq:BUILD:1"}, "Nats-Msg-Id", id, "ce-id", id, "ce-specversion", version)
+	f.Add("build.requested", []byte(function), "id", "1.0")
+	f.Add("build.cancel", []byte(`{"request_id":"r"}`), "", "")
+	f.Add("acme.build.cancel", []byte(`{"build_id":"`+strings.Repeat("a", 64)+`","reason":"x"}`), "c", "1.0")
+	for _, e := range emitted() {
+		m, err := events.Encode(e, events.Subjects{})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(m.Subject, m.Data, e.ID, "")
+	}
+	f.Fuzz(func(t *testing.T, subject string, data []byte, id, version string) {
+		m := with(events.Message{Subject: subject, Data: data, FallbackID: "seq:BUILD:1"}, "Nats-Msg-Id", id, "ce-id", id, "ce-specversion", version)
 		e, err := events.Decode(m)
 		for _, r := range e.ID {
 			if r < '!' || r > '~' {

@@ -47,8 +47,9 @@ func (e *DecodeError) Unwrap() error { return e.Err }
 
 func invalid(format string, args ...any) error { return &DecodeError{Err: fmt.Errorf(format, args...)} }
 
-// Decode reads a message: CloudEvents in structured or binary mode, and for
-// build.requested also the bare data object or a bare MLRun function object. The
+// Decode reads a message: CloudEvents in structured or binary mode, for build.requested
+// and build.cancel also the bare data object, and for a request a bare MLRun function
+// object. The type is that of the subject, whatever its prefix. The
 // data is checked against its schema. The error is a *DecodeError; the event then
 // still carries the best known id, type and time, and of a request what could be
 // read of its function.
@@ -84,7 +85,7 @@ func headerID(m Message) string {
 
 // typeOf reads the type off the end of a subject, whatever its prefix.
 func typeOf(subject string) Type {
-	for _, t := range []Type{TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed} {
+	for _, t := range types {
 		if subject == string(t) || strings.HasSuffix(subject, "."+string(t)) {
 			return t
 		}
@@ -108,7 +109,11 @@ func (e *Event) unwrap(m Message) (json.RawMessage, error) {
 	if _, ok := probe["specversion"]; ok || media == contentStructured {
 		return e.unwrapStructured(m.Data)
 	}
-	if e.Type != TypeBuildRequested {
+	switch e.Type {
+	case TypeBuildRequested:
+	case TypeBuildCancel:
+		return m.Data, nil
+	default:
 		return m.Data, invalid("%s must be a CloudEvent", e.Type)
 	}
 	_, isRequest := probe["function"]
@@ -218,11 +223,11 @@ func notJSON(data []byte) error {
 // takeID settles the id of the event: its own, or the fallback if it has none.
 func (e *Event) takeID(m Message) error {
 	switch {
-	case e.ID == "" && e.Type == TypeBuildRequested:
+	case e.ID == "" && e.Type.Asked():
 		e.ID = m.FallbackID
 	case !validID(e.ID):
 		return invalid("the id %.80q must be 1 to 200 printable ASCII characters without spaces", e.ID)
-	case strings.HasPrefix(e.ID, reservedID) && e.Type == TypeBuildRequested:
+	case strings.HasPrefix(e.ID, reservedID) && e.Type.Asked():
 		return invalid("the id %.80q begins with %q, which is reserved", e.ID, reservedID)
 	}
 	return nil
@@ -233,22 +238,34 @@ func (e *Event) read(data json.RawMessage) error {
 	if err := schemas.Validate(string(e.Type), data); err != nil {
 		return schemaError("the data of "+string(e.Type)+" is not valid", err)
 	}
-	var into any
-	switch e.Type {
-	case TypeBuildStarted:
-		into = &BuildStarted{}
-	case TypeBuildCompleted:
-		into = &BuildCompleted{}
-	case TypeBuildFailed:
-		into = &BuildFailed{}
-	default:
-		into = &BuildRequest{}
-	}
+	into := e.Type.data()
 	if err := json.Unmarshal(data, into); err != nil {
 		return invalid("the data of %s cannot be read: %w", e.Type, err)
 	}
 	e.Data = into
 	return nil
+}
+
+// data returns a pointer to an empty value of what the event carries.
+func (t Type) data() any {
+	switch t {
+	case TypeBuildCancel:
+		return &BuildCancel{}
+	case TypeBuildQueued:
+		return &BuildQueued{}
+	case TypeBuildStarted:
+		return &BuildStarted{}
+	case TypeBuildCompleted:
+		return &BuildCompleted{}
+	case TypeBuildFailed:
+		return &BuildFailed{}
+	case TypeBuildCanceled:
+		return &BuildCanceled{}
+	case TypeBuildDead:
+		return &BuildDead{}
+	default: // also what somebody published on a subject of no type
+		return &BuildRequest{}
+	}
 }
 
 // partial is what is known of an event that is not valid: a usable id, and of a

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -33,22 +34,24 @@ func (s Subjects) AllLogs() string { return s.prefix() + "build.log.*" }
 // Type returns the event type of a subject; ok is false when it is none of ours.
 func (s Subjects) Type(subject string) (t Type, ok bool) {
 	rest, ok := strings.CutPrefix(subject, s.prefix())
-	switch t = Type(rest); {
-	case !ok:
-		return "", false
-	case t == TypeBuildRequested, t == TypeBuildStarted, t == TypeBuildCompleted, t == TypeBuildFailed:
-		return t, true
-	default:
+	if t = Type(rest); !ok || !slices.Contains(types, t) {
 		return "", false
 	}
+	return t, true
+}
+
+// types are all that there are.
+var types = []Type{
+	TypeBuildRequested, TypeBuildQueued, TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled,
+	TypeBuildCancel, TypeBuildDead,
 }
 
 // EventID returns the id of an emitted event, which is its Nats-Msg-Id too: the
-// same fact always has the same id. A terminal event has one id per request
-// whatever the attempt.
+// same fact always has the same id. Only build.started happens once per attempt; all
+// others have one id per request whatever the attempt.
 func EventID(requestID string, t Type, attempt int) string {
 	id := requestID + "." + string(t)
-	if t.Terminal() {
+	if t != TypeBuildStarted {
 		return id
 	}
 	return id + "." + strconv.Itoa(attempt)

@@ -14,6 +14,14 @@ const (
 	TypeBuildStarted   Type = "build.started"
 	TypeBuildCompleted Type = "build.completed"
 	TypeBuildFailed    Type = "build.failed"
+	// TypeBuildCanceled ends a request that was canceled or superseded.
+	TypeBuildCanceled Type = "build.canceled"
+	// TypeBuildQueued tells that an accepted request waits, and for what.
+	TypeBuildQueued Type = "build.queued"
+	// TypeBuildCancel asks to end a request, or all requests of a build.
+	TypeBuildCancel Type = "build.cancel"
+	// TypeBuildDead holds a request that was given up for reasons of ours.
+	TypeBuildDead Type = "build.dead"
 )
 
 // CloudEvent returns the CloudEvents "type" attribute, for example
@@ -21,7 +29,13 @@ const (
 func (t Type) CloudEvent() string { return "dev.kiln." + string(t) + ".v1" }
 
 // Terminal reports whether an event of this type ends a request.
-func (t Type) Terminal() bool { return t == TypeBuildCompleted || t == TypeBuildFailed }
+func (t Type) Terminal() bool {
+	return t == TypeBuildCompleted || t == TypeBuildFailed || t == TypeBuildCanceled
+}
+
+// Asked reports whether an event of this type comes from requesters, who need no envelope;
+// all others are Kiln's own.
+func (t Type) Asked() bool { return t == TypeBuildRequested || t == TypeBuildCancel }
 
 // Message is an encoded event as the transport carries it. Header keys keep
 // their case: NATS does not canonicalise them.
@@ -39,15 +53,15 @@ type Message struct {
 
 // Event is a decoded event: the CloudEvents attributes that Kiln uses and the data.
 type Event struct {
-	// ID is the CloudEvents id. Of a build.requested it is the request id; of an
-	// emitted event it is also the Nats-Msg-Id, see EventID.
+	// ID is the CloudEvents id. Of a build.requested it is the request id, of a
+	// build.cancel it names nothing else; of an emitted event it is also the Nats-Msg-Id, see EventID.
 	ID          string
 	Source      string
 	Type        Type
 	Time        time.Time
 	TraceParent string
 	TraceState  string
-	// Data is a *BuildRequest, *BuildStarted, *BuildCompleted or *BuildFailed.
+	// Data is a pointer to the type's data: *BuildRequest, *BuildStarted and so on.
 	Data any
 }
 
@@ -90,6 +104,76 @@ type Options struct {
 	// the version of mlrun and of Python that the function was written with.
 	ClientVersion       string `json:"client_version,omitempty"`
 	ClientPythonVersion string `json:"client_python_version,omitempty"`
+	// Priority says who waits for whom: interactive, auto or bulk. Defaults to auto.
+	Priority Priority `json:"priority,omitempty"`
+	// Supersede cancels older requests for the same project, function and tag that
+	// have not started yet.
+	Supersede bool `json:"supersede,omitempty"`
+}
+
+// Priority is a class of requests.
+type Priority string
+
+// Priorities, most urgent first. Values are wire format: append only.
+const (
+	PriorityInteractive Priority = "interactive"
+	PriorityAuto        Priority = "auto"
+	PriorityBulk        Priority = "bulk"
+)
+
+// BuildQueued is the data of build.queued: the request was accepted and waits. There is
+// at most one for each request, and none where the build starts at once.
+type BuildQueued struct {
+	RequestID string   `json:"request_id"`
+	BuildID   string   `json:"build_id"`
+	Function  Function `json:"function"`
+	Image     string   `json:"image"`
+	Priority  Priority `json:"priority"`
+	// Position is how many requests go first, plus one, at the time of the event; 0
+	// when the request shares a build that runs already.
+	Position int `json:"position"`
+	// Reason is a sentence: what the request waits for.
+	Reason string `json:"reason"`
+	// EstimatedStart is zero when nothing is known to estimate from.
+	EstimatedStart time.Time `json:"estimated_start,omitzero"`
+	Queued         time.Time `json:"queued"`
+}
+
+// BuildCancel is the data of build.cancel. Exactly one id is set.
+type BuildCancel struct {
+	RequestID string `json:"request_id,omitempty"`
+	// BuildID cancels every request that waits for this build.
+	BuildID string `json:"build_id,omitempty"`
+	// Reason is for people; it is repeated in build.canceled.
+	Reason string `json:"reason,omitempty"`
+}
+
+// BuildCanceled is the data of build.canceled.
+type BuildCanceled struct {
+	RequestID string   `json:"request_id"`
+	BuildID   string   `json:"build_id,omitempty"`
+	Function  Function `json:"function,omitzero"`
+	Image     string   `json:"image,omitempty"`
+	// Reason is a sentence.
+	Reason string `json:"reason"`
+	// SupersededBy is the newer request that made this one needless.
+	SupersededBy string  `json:"superseded_by,omitempty"`
+	Timings      Timings `json:"timings"`
+}
+
+// BuildDead is the data of build.dead: a request that failed as unavailable after all
+// its attempts, as it was published, so that it can be published again.
+type BuildDead struct {
+	RequestID string       `json:"request_id"`
+	Function  Function     `json:"function,omitzero"`
+	Error     FailureCause `json:"error"`
+	// Causes are the errors of the attempts, oldest first, redacted.
+	Causes   []string `json:"causes,omitempty"`
+	Attempts int      `json:"attempts"`
+	// Sequence is the position of the request in its stream.
+	Sequence uint64       `json:"sequence"`
+	Request  BuildRequest `json:"request"`
+	Failed   time.Time    `json:"failed"`
 }
 
 // BuildStarted is the data of build.started: one per attempt that really runs.

@@ -103,7 +103,7 @@ func TestFailureCodesAreUniqueAndKnown(t *testing.T) {
 	t.Parallel()
 	want := []string{
 		"invalid_request", "conflict", "base_not_found", "source_not_found", "command_failed", "requirements_failed",
-		"push_denied", "pull_denied", "timeout", "out_of_memory", "disk_full", "canceled", "unavailable",
+		"push_denied", "pull_denied", "timeout", "out_of_memory", "disk_full", "canceled", "unavailable", "queue_full",
 	}
 	if diff := cmp.Diff(want, schemas.FailureCodes()); diff != "" {
 		t.Errorf("codes are append only (-want +got):\n%s", diff)

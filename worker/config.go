@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -18,6 +19,22 @@ type Config struct {
 	Name string
 	// Slots is how many builds run at the same time. Defaults to 1.
 	Slots int
+	// Intake is how many requests are taken in at the same time. Defaults to 4.
+	Intake int
+	// TotalLimit and ProjectLimit bound the builds that run at the same time, of all
+	// workers together and of each project. Every worker should have the same. 0, the
+	// default, is no bound.
+	TotalLimit, ProjectLimit int
+	// QueueLimit bounds the unfinished requests of a project; more are refused. 0, the
+	// default, is no bound.
+	QueueLimit int
+	// Ageing is how long a class of a project's requests waits for a start until it goes
+	// up by one: from bulk to auto, from auto to interactive. Defaults to 5 min.
+	Ageing time.Duration
+	// Classes are what builds get, by their limits as configured: the first one, and
+	// after a build was out of memory the next. Nil: as configured, then twice the
+	// memory. A single one: no second try.
+	Classes []Class
 	// Lease is how long a build stays claimed without renewal, and how long a
 	// message stays ours without a sign of life; it must not be longer than the
 	// consumer's AckWait. Renewed every third of it. Defaults to 30 s.
@@ -38,11 +55,20 @@ type Config struct {
 	Function function.Config
 }
 
-// Deps are what a Worker works with. All but Nuclio and Metrics are required.
+// Class is an amount of resources, as factors of what is configured; 0 counts as 1.
+type Class struct {
+	Name              string
+	Memory, CPU, Disk float64
+}
+
+// Deps are what a Worker works with. All but Cancels, Nuclio and Metrics are required.
 type Deps struct {
-	Queue     Queue
+	Queue Requests
+	// Cancels is the queue of build.cancel; nil: they are left to other workers.
+	Cancels   Queue
 	Publisher Publisher
 	Ledger    Ledger
+	Backlog   Backlog
 	Logs      LogStore
 	Builder   *builder.Builder
 	Log       zerolog.Logger
@@ -59,6 +85,12 @@ func (c Config) withDefaults() Config {
 	if c.Slots == 0 {
 		c.Slots = 1
 	}
+	if c.Intake == 0 {
+		c.Intake = 4
+	}
+	if c.Classes == nil {
+		c.Classes = []Class{{Name: "default"}, {Name: "large", Memory: 2}}
+	}
 	if c.MaxAttempts == 0 {
 		c.MaxAttempts = 10
 	}
@@ -71,6 +103,7 @@ func (c Config) withDefaults() Config {
 	}{
 		{&c.Lease, 30 * time.Second},
 		{&c.SoftStop, 30 * time.Second},
+		{&c.Ageing, 5 * time.Minute},
 		{&c.RetryDelay, time.Second},
 		{&c.RetryMaxDelay, time.Minute},
 	} {
@@ -89,8 +122,15 @@ func (c Config) validate() error {
 	if c.MaxAttempts < 0 {
 		faults = append(faults, fmt.Errorf("max attempts must be at least 1, not %d", c.MaxAttempts))
 	}
+	for name, n := range map[string]int{
+		"intake": c.Intake, "total limit": c.TotalLimit, "project limit": c.ProjectLimit, "queue limit": c.QueueLimit,
+	} {
+		if n < 0 {
+			faults = append(faults, fmt.Errorf("%s must not be negative: %d", name, n))
+		}
+	}
 	for name, d := range map[string]time.Duration{
-		"lease": c.Lease, "soft stop": c.SoftStop, "retry delay": c.RetryDelay, "retry max delay": c.RetryMaxDelay,
+		"lease": c.Lease, "ageing": c.Ageing, "soft stop": c.SoftStop, "retry delay": c.RetryDelay, "retry max delay": c.RetryMaxDelay,
 	} {
 		if d < 0 {
 			faults = append(faults, fmt.Errorf("%s must not be negative: %s", name, d))
@@ -103,6 +143,7 @@ func (d Deps) validate() error {
 	var faults []error
 	for name, missing := range map[string]bool{
 		"queue": d.Queue == nil, "publisher": d.Publisher == nil, "ledger": d.Ledger == nil,
+		"backlog":   d.Backlog == nil,
 		"log store": d.Logs == nil, "builder": d.Builder == nil,
 	} {
 		if missing {
@@ -110,4 +151,21 @@ func (d Deps) validate() error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// scaled are the limits of a build in the given class.
+func (c Config) scaled(l builder.Limits, class int) builder.Limits {
+	if class >= len(c.Classes) {
+		return l
+	}
+	k := c.Classes[class]
+	l.Memory = int64(float64(l.Memory) * cmp.Or(k.Memory, 1))
+	l.Disk = int64(float64(l.Disk) * cmp.Or(k.Disk, 1))
+	l.CPU *= cmp.Or(k.CPU, 1)
+	return l
+}
+
+// larger reports whether there is a class after the given one that has more memory.
+func (c Config) larger(l builder.Limits, class int) bool {
+	return class+1 < len(c.Classes) && c.scaled(l, class+1).Memory > c.scaled(l, class).Memory
 }

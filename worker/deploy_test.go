@@ -48,7 +48,7 @@ func (b *bundle) nuclioRequest(top map[string]any) events.Message {
 func TestAFunctionOfNuclioIsDeployedThere(t *testing.T) {
 	t.Parallel()
 	b, d := nuclioBundle(t, nil)
-	b.queue.add(b.nuclioRequest(nil)).await(t, "ack")
+	b.queue.add(b.nuclioRequest(nil)).end(t)
 	c := b.completed(t)
 	if c.Outcome != events.OutcomeNotNeeded || c.Image != "registry.example.com/processor:latest" || !strings.Contains(c.Reason, "demo-trainer") {
 		t.Errorf("completed = %+v, want not_needed with Nuclio's image", c)
@@ -75,7 +75,7 @@ func TestAFunctionOfNuclioIsDeployedThere(t *testing.T) {
 func TestWithoutADashboardTheFunctionIsLeftToNuclio(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.nuclioRequest(nil)).await(t, "ack")
+	b.queue.add(b.nuclioRequest(nil)).end(t)
 	c := b.completed(t)
 	if c.Outcome != events.OutcomeNotNeeded || c.Image != "mlrun/mlrun:1.7.0" || !strings.Contains(c.Reason, "Nuclio builds the images of kind nuclio") {
 		t.Errorf("completed = %+v, want not_needed that says who builds", c)
@@ -87,9 +87,9 @@ func TestADuplicateDeploysOnce(t *testing.T) {
 	b, d := nuclioBundle(t, nil)
 	b.stream.forget = true
 	first, second := b.queue.add(b.nuclioRequest(nil)), b.queue.add(b.nuclioRequest(nil))
-	first.await(t, "ack")
-	second.await(t, "ack")
-	b.queue.add(b.nuclioRequest(nil)).await(t, "ack")
+	first.end(t)
+	second.end(t)
+	b.queue.add(b.nuclioRequest(nil)).end(t)
 	if _, times := d.Sent("demo-trainer"); times != 1 {
 		t.Errorf("deployed %d times for one request", times)
 	}
@@ -111,7 +111,7 @@ func TestADashboardThatIsAwayIsTriedAgain(t *testing.T) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return true
 	})
-	b.queue.add(b.nuclioRequest(nil)).await(t, "ack")
+	b.queue.add(b.nuclioRequest(nil)).end(t)
 	if c := b.completed(t); c.Image != "registry.example.com/processor:latest" {
 		t.Errorf("completed = %+v", c)
 	}
@@ -124,7 +124,7 @@ func TestADashboardThatStaysAwayEndsInAFailure(t *testing.T) {
 		w.WriteHeader(http.StatusBadGateway)
 		return true
 	})
-	b.queue.add(b.nuclioRequest(nil)).await(t, "ack")
+	b.queue.add(b.nuclioRequest(nil)).end(t)
 	if f := b.failed(t); f.Error.Code != "unavailable" || !f.Error.Retryable || !strings.Contains(f.Error.Message, "502") {
 		t.Errorf("failed = %+v, want unavailable", f.Error)
 	}
@@ -140,7 +140,7 @@ func TestNuclioErrorsAreTheRequestsAndShowNoSecret(t *testing.T) {
 			{"level": "error", "message": "it failed", "err": "token builder-env-token"},
 		},
 	})
-	b.queue.add(b.nuclioRequest(map[string]any{"builder_env": map[string]string{"API_TOKEN": "builder-env-token"}})).await(t, "ack")
+	b.queue.add(b.nuclioRequest(map[string]any{"builder_env": map[string]string{"API_TOKEN": "builder-env-token"}})).end(t)
 	f := b.failed(t)
 	if f.Error.Code != "command_failed" || !strings.Contains(f.Error.Message, "git clone") {
 		t.Errorf("failed = %+v, want command_failed with Nuclio's message", f.Error)
@@ -157,7 +157,7 @@ func TestASlowDeploymentEndsAtTheTimeout(t *testing.T) {
 	t.Parallel()
 	b, d := nuclioBundle(t, nil)
 	d.Outcome(nucliotest.Outcome{States: []string{"building"}})
-	b.queue.add(b.nuclioRequest(map[string]any{"options": map[string]any{"timeout": "300ms"}})).await(t, "ack")
+	b.queue.add(b.nuclioRequest(map[string]any{"options": map[string]any{"timeout": "300ms"}})).end(t)
 	if f := b.failed(t); f.Error.Code != "timeout" || !strings.Contains(f.Error.Message, "building") {
 		t.Errorf("failed = %+v, want timeout that names the state", f.Error)
 	}
@@ -175,7 +175,7 @@ func TestAnotherWorkerGoesOnWithADeployment(t *testing.T) {
 	<-b.done
 	d.Ready("demo-trainer")
 	b.start(t)
-	m.await(t, "ack")
+	m.end(t)
 	if _, times := d.Sent("demo-trainer"); times != 1 {
 		t.Errorf("deployed %d times", times)
 	}
@@ -187,7 +187,7 @@ func TestAnotherWorkerGoesOnWithADeployment(t *testing.T) {
 func TestBadCredentialsOfAStoreAreRetried(t *testing.T) {
 	t.Parallel()
 	b, d := nuclioBundle(t, func(b *bundle) { b.secrets = failingStore{} })
-	b.queue.add(b.nuclioRequest(nil)).await(t, "ack")
+	b.queue.add(b.nuclioRequest(nil)).end(t)
 	if f := b.failed(t); f.Error.Code != "unavailable" {
 		t.Errorf("failed = %+v, want unavailable", f.Error)
 	}

@@ -2,33 +2,57 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"kiln/builder"
 	"kiln/events"
+	"kiln/worker/backlog"
 )
 
 // memQueue is a queue in memory: Nak brings a message back after its delay.
 type memQueue struct {
-	ch   chan *memMessage
-	mu   sync.Mutex
-	naks []time.Duration
-	acks int
+	ch chan *memMessage
+	// last is the sequence of the stream, which other queues share.
+	last    *atomic.Uint64
+	backlog *memBucket
+	mu      sync.Mutex
+	stored  map[uint64]events.Message
+	naks    []time.Duration
+	acks    int
 }
 
-func newMemQueue() *memQueue { return &memQueue{ch: make(chan *memMessage, 100)} }
+func newMemQueue(last *atomic.Uint64, b *memBucket) *memQueue {
+	return &memQueue{ch: make(chan *memMessage, 20_000), last: last, backlog: b, stored: map[uint64]events.Message{}}
+}
 
 func (q *memQueue) add(m events.Message) *memMessage {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	msg := &memMessage{q: q, event: m, answered: make(chan string, 100)}
+	msg := &memMessage{q: q, event: m, sequence: q.last.Add(1), answered: make(chan string, 100)}
+	q.stored[msg.sequence] = m
 	q.ch <- msg
 	return msg
+}
+
+// Read implements Requests.
+func (q *memQueue) Read(_ context.Context, sequence uint64) (events.Message, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	m, ok := q.stored[sequence]
+	if !ok {
+		return m, ErrNotFound
+	}
+	return m, nil
 }
 
 func (q *memQueue) Next(ctx context.Context) (Message, error) {
@@ -48,6 +72,7 @@ func (q *memQueue) counts() (acks int, naks []time.Duration) {
 
 type memMessage struct {
 	q        *memQueue
+	sequence uint64
 	event    events.Message
 	answered chan string
 	// lostAck makes the next Ack fail after the queue forgot about it, so that the
@@ -59,6 +84,7 @@ type memMessage struct {
 }
 
 func (m *memMessage) Event() events.Message { return m.event }
+func (m *memMessage) Sequence() uint64      { return m.sequence }
 func (m *memMessage) InProgress(context.Context) error {
 	if m.deaf {
 		return errors.New("no connection")
@@ -101,6 +127,27 @@ func (m *memMessage) await(t *testing.T, want string) {
 			}
 		case <-timeout:
 			t.Fatalf("message was not answered with %s in time", want)
+		}
+	}
+}
+
+// end waits until the message is answered for good and its request is out of the backlog.
+func (m *memMessage) end(t *testing.T) {
+	t.Helper()
+	m.await(t, "ack")
+	timeout := time.After(20 * time.Second)
+	for {
+		m.q.backlog.mu.Lock()
+		_, there := m.q.backlog.values[backlog.Key(m.sequence)]
+		more := m.q.backlog.more
+		m.q.backlog.mu.Unlock()
+		if !there {
+			return
+		}
+		select {
+		case <-more:
+		case <-timeout:
+			t.Fatalf("request %d is still in the backlog", m.sequence)
 		}
 	}
 }
@@ -162,21 +209,25 @@ func (s *memStream) of(types ...events.Type) []events.Event {
 	return out
 }
 
-// memLedger is a compare-and-set store with scripted faults.
-type memLedger struct {
+// memBucket is a compare-and-set store with scripted faults.
+type memBucket struct {
 	mu     sync.Mutex
 	values map[string][]byte
 	revs   map[string]uint64
 	rev    uint64
+	// history is every change; more is closed and replaced with each.
+	history []backlog.Change
+	more    chan struct{}
+	puts    int
 	// fail, if set, is asked before each Put; a true "after" stores first.
 	fail func(key string, value []byte) (err error, after bool)
 }
 
-func newMemLedger() *memLedger {
-	return &memLedger{values: map[string][]byte{}, revs: map[string]uint64{}}
+func newMemBucket() *memBucket {
+	return &memBucket{values: map[string][]byte{}, revs: map[string]uint64{}, more: make(chan struct{})}
 }
 
-func (l *memLedger) Get(_ context.Context, key string) ([]byte, uint64, error) {
+func (l *memBucket) Get(_ context.Context, key string) ([]byte, uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v, ok := l.values[key]
@@ -186,7 +237,7 @@ func (l *memLedger) Get(_ context.Context, key string) ([]byte, uint64, error) {
 	return bytes.Clone(v), l.revs[key], nil
 }
 
-func (l *memLedger) Put(_ context.Context, key string, value []byte, revision uint64) (uint64, error) {
+func (l *memBucket) Put(_ context.Context, key string, value []byte, revision uint64) (uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var err error
@@ -200,9 +251,89 @@ func (l *memLedger) Put(_ context.Context, key string, value []byte, revision ui
 	if l.revs[key] != revision {
 		return 0, ErrConflict
 	}
+	l.puts++
 	l.rev++
 	l.values[key], l.revs[key] = bytes.Clone(value), l.rev
+	l.changed(backlog.Change{Key: key, Value: bytes.Clone(value), Revision: l.rev})
 	return l.rev, err
+}
+
+func (l *memBucket) Delete(_ context.Context, key string, revision uint64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if revision == 0 || l.revs[key] != revision {
+		return ErrConflict
+	}
+	l.rev++
+	delete(l.values, key)
+	delete(l.revs, key)
+	l.changed(backlog.Change{Key: key, Deleted: true, Revision: l.rev})
+	return nil
+}
+
+func (l *memBucket) changed(c backlog.Change) {
+	l.history = append(l.history, c)
+	close(l.more)
+	l.more = make(chan struct{})
+}
+
+// keys returns the keys that have a value.
+func (l *memBucket) keys() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Sorted(maps.Keys(l.values))
+}
+
+// watch shows what is there, if snapshot is set, and then what changes.
+func (l *memBucket) watch(ctx context.Context, prefix string, snapshot bool, visit func(backlog.Change) bool) error {
+	l.mu.Lock()
+	var first []backlog.Change
+	for key, value := range l.values {
+		if snapshot && strings.HasPrefix(key, prefix) {
+			first = append(first, backlog.Change{Key: key, Value: bytes.Clone(value), Revision: l.revs[key]})
+		}
+	}
+	next := len(l.history)
+	l.mu.Unlock()
+	slices.SortFunc(first, func(a, b backlog.Change) int { return cmp.Compare(a.Revision, b.Revision) })
+	for _, c := range append(first, backlog.Change{Synced: true}) {
+		if !visit(c) {
+			return nil
+		}
+	}
+	for {
+		l.mu.Lock()
+		changes, more := l.history[next:len(l.history):len(l.history)], l.more
+		next = len(l.history)
+		l.mu.Unlock()
+		for _, c := range changes {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if strings.HasPrefix(c.Key, prefix) && !visit(c) {
+				return nil
+			}
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// memLedger is a Ledger in memory.
+type memLedger struct{ *memBucket }
+
+func (l memLedger) Watch(ctx context.Context, pattern string, visit func(backlog.Change) bool) error {
+	return l.watch(ctx, strings.TrimSuffix(pattern, "*"), false, visit)
+}
+
+// memBacklog is a Backlog in memory.
+type memBacklog struct{ *memBucket }
+
+func (l memBacklog) Watch(ctx context.Context, visit func(backlog.Change) bool) error {
+	return l.watch(ctx, "", true, visit)
 }
 
 // memLogs keeps logs by build and attempt.

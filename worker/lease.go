@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,18 +55,29 @@ func (w *Worker) every(ctx context.Context, what string, lost context.CancelCaus
 }
 
 // claim takes the build for this worker. The entry's revision is then the fencing
-// token: every later write of the record names it.
+// token: every later write of the record names it. A build that another worker runs is
+// taken only if its record did not change for a whole lease of this worker's own clock.
 func (w *Worker) claim(ctx context.Context, e *entry[buildRecord], requestID string) error {
-	now := time.Now().UTC()
-	if r := e.value; r.Status == statusBuilding && now.Before(r.ExpiresAt) {
-		return &busyError{owner: r.Owner, wait: min(r.ExpiresAt.Sub(now), 2*time.Second)}
+	before := e.value
+	next := buildRecord{
+		Status: statusBuilding, Attempt: before.Attempt + 1, Owner: w.cfg.Name, RequestID: requestID,
+		Started: time.Now().UTC(), ExpiresAt: time.Now().UTC().Add(w.cfg.Lease),
 	}
-	err := e.store(ctx, w.deps.Ledger, buildRecord{
-		Status: statusBuilding, Attempt: e.value.Attempt + 1, Owner: w.cfg.Name,
-		ExpiresAt: now.Add(w.cfg.Lease), RequestID: requestID, Started: now,
-	})
+	if !before.finished() {
+		next.Tries, next.Lost, next.Causes, next.Class = before.Tries, before.Lost, before.Causes, before.Class
+	}
+	if before.Status == statusBuilding {
+		w.mu.Lock()
+		stale := w.view.Stale(strings.TrimPrefix(e.key, buildPrefix), e.revision, time.Now())
+		w.mu.Unlock()
+		if !stale {
+			return &busyError{owner: before.Owner}
+		}
+		next.Lost++
+	}
+	err := store(ctx, w.deps.Ledger, e, next)
 	if errors.Is(err, ErrConflict) {
-		return &busyError{owner: "another worker", wait: time.Second}
+		return &busyError{owner: "another worker"}
 	}
 	if err != nil {
 		return &builder.Error{Kind: builder.KindUnavailable, Op: "claiming the build", Err: err}
@@ -73,33 +85,60 @@ func (w *Worker) claim(ctx context.Context, e *entry[buildRecord], requestID str
 	return nil
 }
 
-// hold renews the claim until stop is called.
-func (w *Worker) hold(ctx context.Context, e *entry[buildRecord], lost context.CancelCauseFunc) (stop func()) {
+// hold renews the claim until stop is called, in the name of the request that leads.
+func (w *Worker) hold(ctx context.Context, x *execution, e *entry[buildRecord], lost context.CancelCauseFunc) (stop func()) {
 	return w.every(ctx, "build", lost, func(ctx context.Context) error {
 		next := e.value
+		leading, _ := w.leader(x)
+		next.RequestID = leading.RequestID
 		next.ExpiresAt = time.Now().UTC().Add(w.cfg.Lease)
-		return e.store(ctx, w.deps.Ledger, next)
+		return store(ctx, w.deps.Ledger, e, next)
 	})
 }
 
-// release ends the claim without a result, so that the build can be claimed at once.
-func (w *Worker) release(ctx context.Context, e *entry[buildRecord], code builder.Kind) error {
+// vacate ends the claim without a result, so that the build can be claimed at once.
+// Change may be nil.
+func (w *Worker) vacate(ctx context.Context, e *entry[buildRecord], code builder.Kind, change func(*buildRecord)) error {
 	next := e.value
-	next.Status, next.Owner, next.ExpiresAt = statusReleased, "", time.Time{}
-	next.Code, next.Finished = string(code), time.Now().UTC()
-	if err := e.store(ctx, w.deps.Ledger, next); err != nil {
+	next.end(statusReleased)
+	next.Code = string(code)
+	if change != nil {
+		change(&next)
+	}
+	if err := store(ctx, w.deps.Ledger, e, next); err != nil {
 		return fmt.Errorf("release the build: %w", err)
 	}
+	w.observeBuild(*e)
 	return nil
 }
 
-// complete ends the claim with a result.
-func (w *Worker) complete(ctx context.Context, e *entry[buildRecord], imageRef string, result builder.Result) error {
+// complete ends the claim with an image.
+func (w *Worker) complete(ctx context.Context, e *entry[buildRecord], imageRef string, result builder.Result, requestID string) error {
 	next := e.value
-	next.Status, next.Owner, next.ExpiresAt = statusCompleted, "", time.Time{}
-	next.ImageRef, next.Digest = imageRef, result.Digest
-	next.Finished, next.BuildMS = time.Now().UTC(), result.Duration.Milliseconds()
-	err := e.store(ctx, w.deps.Ledger, next)
+	next.end(statusCompleted)
+	next.RequestID, next.ImageRef, next.Digest = requestID, imageRef, result.Digest
+	next.BuildMS = result.Duration.Milliseconds()
+	next.Tries, next.Lost, next.Causes = 0, 0, nil
+	return w.conclusion(ctx, e, next)
+}
+
+// failBuild ends the claim with a failure of all requests that wait for the build.
+func (w *Worker) failBuild(ctx context.Context, t *task, e *entry[buildRecord], cause error, requestID string) error {
+	next := e.value
+	next.end(statusFailed)
+	next.RequestID, next.Code = requestID, string(builder.KindOf(cause))
+	next.Failure, next.LogTail = t.failure(cause, next.Tries, next.Causes), t.tail.Lines()
+	next.broke(t.clean(cause.Error()))
+	next.BuildMS = t.buildMS
+	err := w.conclusion(ctx, e, next)
+	if err == nil {
+		w.observeBuild(*e)
+	}
+	return err
+}
+
+func (w *Worker) conclusion(ctx context.Context, e *entry[buildRecord], next buildRecord) error {
+	err := store(ctx, w.deps.Ledger, e, next)
 	switch {
 	case errors.Is(err, ErrConflict):
 		return &builder.Error{Kind: builder.KindLeaseLost, Op: "recording the build", Err: err}

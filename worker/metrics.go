@@ -14,6 +14,7 @@ type Metrics struct {
 	inFlight    prometheus.Gauge
 	fetchErrors prometheus.Counter
 	leaseErrors prometheus.Counter
+	takeovers   prometheus.Counter
 }
 
 // NewMetrics registers the worker's metrics with reg; a nil reg registers nothing.
@@ -24,7 +25,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return &Metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "kiln_requests_total",
-			Help: "Requests that reached their terminal event, by outcome (built, reused, not_needed, failed) and error code.",
+			Help: "Requests that reached their terminal event, by outcome (built, reused, not_needed, failed, canceled) and error code.",
 		}, []string{"outcome", "code"}),
 		retries: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "kiln_request_retries_total",
@@ -44,6 +45,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		leaseErrors: auto.NewCounter(prometheus.CounterOpts{
 			Name: "kiln_lease_errors_total", Help: "Failed renewals of a lease or of a message's redelivery timer.",
+		}),
+		takeovers: auto.NewCounter(prometheus.CounterOpts{
+			Name: "kiln_takeovers_total", Help: "Builds opened to all because their worker gave no sign of life for a lease.",
 		}),
 	}
 }

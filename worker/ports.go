@@ -8,6 +8,7 @@ import (
 
 	"kiln/builder/nuclio"
 	"kiln/events"
+	"kiln/worker/backlog"
 )
 
 // Queue hands out requests, one per call, and prefetches nothing.
@@ -17,10 +18,20 @@ type Queue interface {
 	Next(ctx context.Context) (Message, error)
 }
 
-// Message is one delivery of a request. Its methods are safe for concurrent use.
+// Requests is the queue of build.requested.
+type Requests interface {
+	Queue
+	// Read returns the stored request at a position of the stream, as a delivery shows
+	// it, or ErrNotFound when it is kept no longer.
+	Read(ctx context.Context, sequence uint64) (events.Message, error)
+}
+
+// Message is one delivery of a message. Its methods are safe for concurrent use.
 type Message interface {
 	// Event is the message as it arrived.
 	Event() events.Message
+	// Sequence is its position in the stream.
+	Sequence() uint64
 	// InProgress resets the redelivery timer.
 	InProgress(ctx context.Context) error
 	// Ack ends the message and waits for the server's confirmation.
@@ -39,13 +50,33 @@ type Publisher interface {
 	Published(ctx context.Context, t events.Type, id string, since time.Time) (bool, error)
 }
 
-// Ledger is a compare-and-set store. Keys are [-/_=.a-zA-Z0-9]+.
-type Ledger interface {
+// Store is a compare-and-set store. Keys are [-/_=.a-zA-Z0-9]+.
+type Store interface {
 	// Get returns the value and its revision, or ErrNotFound.
 	Get(ctx context.Context, key string) (value []byte, revision uint64, err error)
 	// Put stores value if the key's revision is still the given one (0: the key
 	// does not exist) and returns the new revision, else ErrConflict.
 	Put(ctx context.Context, key string, value []byte, revision uint64) (uint64, error)
+}
+
+// Ledger keeps what is known of builds, requests and tags.
+type Ledger interface {
+	Store
+	// Watch calls visit for every change of the keys that match pattern ("build.*") from
+	// now on, in order, until ctx ends (then with ctx's error) or visit returns false.
+	// It survives reconnects.
+	Watch(ctx context.Context, pattern string, visit func(backlog.Change) bool) error
+}
+
+// Backlog keeps the requests that are not finished.
+type Backlog interface {
+	Store
+	// Delete removes the key if its revision is still the given one, else ErrConflict.
+	Delete(ctx context.Context, key string, revision uint64) error
+	// Watch calls visit for every key there is, then with Synced, then for every change,
+	// in order, until ctx ends (then with ctx's error) or visit returns false. It
+	// survives reconnects. After an error it begins anew.
+	Watch(ctx context.Context, visit func(backlog.Change) bool) error
 }
 
 // LogStore keeps build logs.
@@ -64,10 +95,10 @@ type Nuclio interface {
 	Deploy(ctx context.Context, requestID string, f nuclio.Function) (nuclio.Status, error)
 }
 
-// Errors of a Ledger.
+// Errors of a Store.
 var (
 	// ErrNotFound is returned by Get when the key has no value.
-	ErrNotFound = errors.New("ledger: key not found")
-	// ErrConflict is returned by Put when somebody else wrote the key first.
-	ErrConflict = errors.New("ledger: revision conflict")
+	ErrNotFound = errors.New("key not found")
+	// ErrConflict is returned by Put and Delete when somebody else wrote the key first.
+	ErrConflict = errors.New("revision conflict")
 )

@@ -19,13 +19,28 @@ type status string
 const (
 	statusBuilding  status = "building"
 	statusCompleted status = "completed"
-	// statusReleased is a build that nobody works on: it failed or was handed back.
+	// statusReleased is a build that nobody works on: it is to be tried again.
 	statusReleased status = "released"
+	// statusFailed is a build that ended for all who waited for it.
+	statusFailed status = "failed"
 )
+
+// recordVersion is the format of records. Those without a version were written before
+// there was one and are read as they are; a later one is not understood.
+const recordVersion = 1
+
+// versioned is the version that every record begins with.
+type versioned struct {
+	V int `json:"v"`
+}
+
+func (v *versioned) stamp()       { v.V = recordVersion }
+func (v *versioned) version() int { return v.V }
 
 // buildRecord is what the ledger knows of a build, under "build.<build_id>". Its
 // revision is the fencing token of the claim.
 type buildRecord struct {
+	versioned
 	Status    status    `json:"status"`
 	Attempt   int       `json:"attempt"`
 	Owner     string    `json:"owner,omitempty"`
@@ -38,17 +53,45 @@ type buildRecord struct {
 	Finished  time.Time `json:"finished,omitzero"`
 	BuildMS   int64     `json:"build_ms,omitempty"`
 	Code      string    `json:"code,omitempty"`
+	// Failure is how a failed build ended, as build.failed says it, and LogTail the end
+	// of its log.
+	Failure *events.FailureCause `json:"failure,omitempty"`
+	LogTail []string             `json:"log_tail,omitempty"`
+	// Tries counts executions that broke for reasons of ours since the last result, and
+	// Causes are their errors. Lost counts those whose worker went away without a word.
+	Tries  int      `json:"tries,omitempty"`
+	Lost   int      `json:"lost,omitempty"`
+	Causes []string `json:"causes,omitempty"`
+	// Class is the position in Config.Classes of the resources that it gets.
+	Class int `json:"class,omitempty"`
 }
 
-func buildKey(buildID string) string { return "build." + buildID }
+// finished reports whether the record holds a result that ends requests.
+func (r *buildRecord) finished() bool { return r.Status == statusCompleted || r.Status == statusFailed }
+
+// end leaves the build to nobody.
+func (r *buildRecord) end(s status) {
+	r.Status, r.Owner, r.ExpiresAt, r.Finished = s, "", time.Time{}, time.Now().UTC()
+}
+
+// broke counts an execution that broke for reasons of ours.
+func (r *buildRecord) broke(cause string) {
+	r.Tries++
+	r.Causes = lastN(append(r.Causes[:len(r.Causes):len(r.Causes)], cause), maxCauses)
+}
+
+const buildPrefix = "build."
+
+func buildKey(buildID string) string { return buildPrefix + buildID }
 
 // requestRecord is what the ledger knows of a request, under "request.<hash of the
 // id>". It exists once something about the request has to survive the process.
 type requestRecord struct {
+	versioned
 	RequestID string `json:"request_id"`
 	// Content is the SHA-256 of the request's data; it tells a repetition from a
 	// different request under the same id.
-	Content string `json:"content"`
+	Content string `json:"content,omitempty"`
 	// Tries counts tries that broke for reasons of ours; Causes are their errors.
 	Tries  int      `json:"tries,omitempty"`
 	Causes []string `json:"causes,omitempty"`
@@ -56,6 +99,39 @@ type requestRecord struct {
 	Started time.Time `json:"started,omitzero"`
 	// Terminal is the one terminal event, once it is decided.
 	Terminal *terminal `json:"terminal,omitempty"`
+	// Cancel is what asks to end the request, wherever it is.
+	Cancel *cancelRecord `json:"cancel,omitempty"`
+}
+
+// cancelRecord is a build.cancel that came before its request was taken in. Requests
+// that were published after it are not meant.
+type cancelRecord struct {
+	Sequence uint64 `json:"sequence"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+// cancels reports whether the request at the given position of the stream is canceled.
+func (r requestRecord) cancels(sequence uint64) bool {
+	return r.Cancel != nil && sequence < r.Cancel.Sequence
+}
+
+// canceledAt is the position of the newest cancel, 0 if there is none.
+func (r requestRecord) canceledAt() uint64 {
+	if r.Cancel == nil {
+		return 0
+	}
+	return r.Cancel.Sequence
+}
+
+// tagRecord is what the ledger knows of a tag, under "tag.<hash of the reference>": the
+// newest request that it was moved for.
+type tagRecord struct {
+	versioned
+	Ref       string `json:"ref"`
+	Sequence  uint64 `json:"sequence"`
+	ImageRef  string `json:"image_ref"`
+	Digest    string `json:"digest"`
+	RequestID string `json:"request_id"`
 }
 
 // terminal is a terminal event as it was decided, kept so that a repetition
@@ -71,9 +147,13 @@ type terminal struct {
 }
 
 // requestKey hashes the id, which may hold characters that keys may not.
-func requestKey(id string) string {
-	sum := sha256.Sum256([]byte(id))
-	return "request." + hex.EncodeToString(sum[:])
+func requestKey(id string) string { return "request." + hash(id) }
+
+func tagKey(ref string) string { return "tag." + hash(ref) }
+
+func hash(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
 }
 
 func newTerminal(e events.Event) (*terminal, error) {
@@ -97,6 +177,8 @@ func (t terminal) event() (events.Event, error) {
 		e.Data = &events.BuildCompleted{}
 	case events.TypeBuildFailed:
 		e.Data = &events.BuildFailed{}
+	case events.TypeBuildCanceled:
+		e.Data = &events.BuildCanceled{}
 	default:
 		return e, fmt.Errorf("ledger holds a terminal event of unknown type %q", t.Type)
 	}
@@ -113,8 +195,15 @@ type entry[T any] struct {
 	value    T
 }
 
+// record is what the ledger holds, by pointer.
+type record[T any] interface {
+	*T
+	stamp()
+	version() int
+}
+
 // load reads a record; a missing key is an entry of revision 0.
-func load[T any](ctx context.Context, l Ledger, key string) (entry[T], error) {
+func load[T any, P record[T]](ctx context.Context, l Store, key string) (entry[T], error) {
 	e := entry[T]{key: key}
 	raw, revision, err := l.Get(ctx, key)
 	if errors.Is(err, ErrNotFound) {
@@ -123,28 +212,46 @@ func load[T any](ctx context.Context, l Ledger, key string) (entry[T], error) {
 	if err != nil {
 		return e, fmt.Errorf("read ledger key %s: %w", key, err)
 	}
-	if err := json.Unmarshal(raw, &e.value); err != nil {
-		return e, fmt.Errorf("decode ledger key %s: %w", key, err)
-	}
 	e.revision = revision
-	return e, nil
+	e.value, err = decodeRecord[T, P](key, raw)
+	return e, err
 }
 
-// store writes the record if nobody else wrote since e was read. A write that
-// succeeded but reported an error is recognised by reading it back.
-func (e *entry[T]) store(ctx context.Context, l Ledger, value T) error {
+func decodeRecord[T any, P record[T]](key string, raw []byte) (value T, err error) {
+	if err := json.Unmarshal(raw, &value); err != nil {
+		return value, fmt.Errorf("decode ledger key %s: %w", key, err)
+	}
+	if v := P(&value).version(); v > recordVersion {
+		return value, fmt.Errorf("ledger key %s has version %d; this worker reads up to %d", key, v, recordVersion)
+	}
+	return value, nil
+}
+
+// store writes the record if nobody else wrote since e was read.
+func store[T any, P record[T]](ctx context.Context, l Store, e *entry[T], value T) error {
+	P(&value).stamp()
 	raw, err := json.Marshal(value)
 	if err != nil {
 		return fmt.Errorf("encode ledger key %s: %w", e.key, err)
 	}
-	revision, err := l.Put(ctx, e.key, raw, e.revision)
+	revision, err := put(ctx, l, e.key, raw, e.revision)
 	if err != nil {
-		stored, at, getErr := l.Get(ctx, e.key)
-		if getErr != nil || at <= e.revision || !bytes.Equal(stored, raw) {
-			return fmt.Errorf("write ledger key %s: %w", e.key, err)
-		}
-		revision = at
+		return fmt.Errorf("write ledger key %s: %w", e.key, err)
 	}
 	e.revision, e.value = revision, value
 	return nil
+}
+
+// put is Store.Put that recognises a write that succeeded but reported an error, by
+// reading it back.
+func put(ctx context.Context, l Store, key string, raw []byte, revision uint64) (uint64, error) {
+	next, err := l.Put(ctx, key, raw, revision)
+	if err == nil {
+		return next, nil
+	}
+	stored, at, getErr := l.Get(ctx, key)
+	if getErr != nil || at <= revision || !bytes.Equal(stored, raw) {
+		return 0, err
+	}
+	return at, nil
 }

@@ -15,14 +15,18 @@ import (
 	"kiln/builder"
 	"kiln/builder/function"
 	"kiln/events"
+	"kiln/worker/backlog"
 )
 
-// task is one delivery of a request and what is known of it so far.
+// task is a request on its way and what is known of it so far.
 type task struct {
-	id      string
-	content string
-	event   events.Event
-	msg     events.Message
+	id       string
+	content  string
+	sequence uint64
+	event    events.Event
+	// fallbackID is the message's own, requested when it was stored.
+	fallbackID string
+	requested  time.Time
 	// request is nil when the message could not be decoded; fault says why.
 	request *events.BuildRequest
 	fault   error
@@ -30,9 +34,13 @@ type task struct {
 	started time.Time
 	log     zerolog.Logger
 	source  string
+	// record is the request's record as it was read last.
+	record entry[requestRecord]
 
-	// Known once planned.
+	// Known once planned. Reason says why a build is needed.
 	image    string
+	reason   string
+	rebuild  bool
 	plan     builder.Plan
 	engine   string
 	attempt  int
@@ -41,10 +49,12 @@ type task struct {
 	tail     tail
 }
 
-func (w *Worker) newTask(msg Message) *task {
-	raw := msg.Event()
+func (w *Worker) newTask(raw events.Message, sequence uint64) *task {
 	e, err := events.Decode(raw)
-	t := &task{id: e.ID, event: e, msg: raw, started: time.Now().UTC(), source: "/kiln/worker/" + w.cfg.Name}
+	t := &task{
+		id: e.ID, sequence: sequence, event: e, fallbackID: raw.FallbackID, requested: raw.Time, started: time.Now().UTC(),
+		source: w.source(), redactor: builder.NewRedactor(),
+	}
 	t.request, _ = e.Data.(*events.BuildRequest)
 	content := raw.Data
 	if t.request != nil {
@@ -57,21 +67,52 @@ func (w *Worker) newTask(msg Message) *task {
 	}
 	sum := sha256.Sum256(content)
 	t.content = hex.EncodeToString(sum[:])
-	t.redactor = builder.NewRedactor()
 	t.log = w.deps.Log.With().Str("request_id", t.id).Logger()
 	if raw.Time.IsZero() {
-		t.msg.Time = t.started
+		t.requested = t.started
 	}
-	w.deps.Metrics.queueTime.Observe(max(0, t.started.Sub(t.msg.Time).Seconds()))
 	return t
 }
+
+// taskOf is the task of a request whose message is not needed any more: the entry has
+// what it takes to end it.
+func (w *Worker) taskOf(e backlog.Entry) *task {
+	t := &task{
+		id: e.RequestID, content: e.Content, sequence: e.Sequence, requested: e.Requested, started: e.Accepted,
+		event:   events.Event{ID: e.RequestID, TraceParent: e.TraceParent, TraceState: e.TraceState},
+		subject: events.Function{Project: e.Project, Name: e.Function, Tag: e.Tag}, source: w.source(),
+		image: e.Image, reason: e.Reason, rebuild: e.Rebuild, engine: e.Engine,
+		plan: builder.Plan{
+			BuildID: e.BuildID, Base: builder.Image{Ref: e.Base.Ref, Digest: e.Base.Digest}, Target: e.Target,
+			Destination: e.Destination, RegistrySecret: e.RegistrySecret,
+		},
+	}
+	t.redactor = w.deps.Builder.Redactor(t.plan)
+	t.log = w.deps.Log.With().Str("request_id", t.id).Str("build_id", e.BuildID).Logger()
+	return t
+}
+
+// entry is what the backlog keeps of a planned task.
+func (t *task) entry(worker string, seen uint64, now time.Time) backlog.Entry {
+	return backlog.Entry{
+		RequestID: t.id, Content: t.content, Sequence: t.sequence, BuildID: t.plan.BuildID,
+		Project: t.subject.Project, Function: t.subject.Name, Tag: t.subject.Tag,
+		Image: t.image, Target: t.plan.Target, Destination: t.plan.Destination, RegistrySecret: t.plan.RegistrySecret,
+		Base: t.base(), Engine: t.engine, Reason: t.reason,
+		Priority: t.request.Options.Priority, Supersede: t.request.Options.Supersede, Rebuild: t.rebuild,
+		Worker: worker, Requested: t.requested, Accepted: now, Seen: seen, State: backlog.Waiting,
+		TraceParent: t.event.TraceParent, TraceState: t.event.TraceState,
+	}
+}
+
+func (w *Worker) source() string { return "/kiln/worker/" + w.cfg.Name }
 
 // conflict makes t the task of telling that its id is taken by a different request.
 // It is told under the message's own id, since the other request owns this one.
 func (t *task) conflict() {
 	t.fault = builder.Errorf(builder.KindConflict, "reading the request",
 		"request id %q was used before by a different request", t.id)
-	t.id = t.msg.FallbackID
+	t.id = t.fallbackID
 	t.log = t.log.With().Str("request_id", t.id).Logger()
 }
 
@@ -93,7 +134,6 @@ func Input(requestID string, r *events.BuildRequest) function.Input {
 // planned notes what the request resolved to.
 func (t *task) planned(plan builder.Plan, engine string, redactor *builder.Redactor) {
 	t.plan, t.engine, t.redactor = plan, engine, redactor
-
 	t.log = t.log.With().Str("build_id", plan.BuildID).Logger()
 }
 
@@ -106,8 +146,8 @@ func (t *task) clean(text string) string { return clip(t.redactor.Text(text), 8<
 
 func (t *task) timings(finished time.Time) events.Timings {
 	return events.Timings{
-		Requested: t.msg.Time.UTC(), Started: t.started, Finished: finished,
-		QueueMS: max(0, t.started.Sub(t.msg.Time).Milliseconds()), BuildMS: t.buildMS,
+		Requested: t.requested.UTC(), Started: t.started, Finished: finished,
+		QueueMS: max(0, t.started.Sub(t.requested).Milliseconds()), BuildMS: t.buildMS,
 	}
 }
 
@@ -133,26 +173,36 @@ func (t *task) completedEvent(data *events.BuildCompleted) events.Event {
 	return t.newEvent(events.TypeBuildCompleted, data, now)
 }
 
-func (t *task) failedEvent(err error, before requestRecord) events.Event {
-	now := time.Now().UTC()
+// failure is what build.failed says of err, after tries that broke before, with their
+// last errors.
+func (t *task) failure(err error, tries int, before []string) *events.FailureCause {
 	kind := builder.KindOf(err)
 	message := t.clean(err.Error())
-	if kind == builder.KindUnavailable && before.Tries > 0 {
+	if kind == builder.KindUnavailable && tries > 0 {
 		message = t.clean(fmt.Sprintf("%s (tried %d times; before that: %s)",
-			message, before.Tries+1, strings.Join(slices.Compact(slices.Clone(before.Causes)), "; ")))
+			message, tries+1, strings.Join(slices.Compact(slices.Clone(before)), "; ")))
 	}
-	data := &events.BuildFailed{
-		RequestID: t.id, BuildID: t.plan.BuildID, Function: t.subject, Image: t.image, Base: t.base(),
-		Attempt: t.attempt, Engine: t.engine,
-		Error: events.FailureCause{
-			Code: string(kind), Message: message, Hint: kind.Hint(), Retryable: kind.Retryable(),
-		},
-		LogTail: t.tail.Lines(), Timings: t.timings(now),
-	}
+	cause := &events.FailureCause{Code: string(kind), Message: message, Hint: kind.Hint(), Retryable: kind.Retryable()}
 	if decode, ok := errors.AsType[*events.DecodeError](err); ok {
-		data.Error.Violations = decode.Violations[:min(len(decode.Violations), 100)]
+		cause.Violations = decode.Violations[:min(len(decode.Violations), 100)]
 	}
-	return t.newEvent(events.TypeBuildFailed, data, now)
+	return cause
+}
+
+func (t *task) failedEvent(cause *events.FailureCause, log []string) events.Event {
+	now := time.Now().UTC()
+	return t.newEvent(events.TypeBuildFailed, &events.BuildFailed{
+		RequestID: t.id, BuildID: t.plan.BuildID, Function: t.subject, Image: t.image, Base: t.base(),
+		Attempt: t.attempt, Engine: t.engine, Error: *cause, LogTail: log, Timings: t.timings(now),
+	}, now)
+}
+
+func (t *task) canceledEvent(reason, supersededBy string) events.Event {
+	now := time.Now().UTC()
+	return t.newEvent(events.TypeBuildCanceled, &events.BuildCanceled{
+		RequestID: t.id, BuildID: t.plan.BuildID, Function: t.subject, Image: t.image,
+		Reason: t.clean(reason), SupersededBy: supersededBy, Timings: t.timings(now),
+	}, now)
 }
 
 // clip cuts s to at most n bytes, at a rune, and says so.

@@ -6,19 +6,43 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v6"
-
 	"kiln/builder"
+	"kiln/worker/backlog"
 )
 
-// Worker consumes requests until it is told to stop. Any number of workers may
-// consume the same queue.
+// Worker takes in requests, builds and ends them until it is told to stop. Any number
+// of workers may share queue, ledger and backlog.
 type Worker struct {
 	cfg  Config
 	deps Deps
 	// interrupt is closed by Interrupt.
 	interrupt     chan struct{}
 	interruptOnce sync.Once
+	// reach is called at every step that a crash could come after; for tests.
+	reach func(step string)
+
+	planned planCache
+	// woken has the dispatcher look at the view.
+	woken      chan struct{}
+	synced     chan struct{}
+	syncedOnce sync.Once
+	// jobs are what runs for entries of the backlog. Work ends them.
+	jobs sync.WaitGroup
+	work context.Context //nolint:containedctx // of Run; jobs begin wherever an entry shows up
+
+	// mu guards what follows.
+	mu         sync.Mutex
+	view       *backlog.View
+	executions map[uint64]*execution
+	// watched is closed and replaced when the watch showed something.
+	watched chan struct{}
+	// cancels are ids of requests that were canceled before they were taken in, with the
+	// position of the cancel.
+	cancels map[string]uint64
+	free    int
+	ending  int
+	// stopping is true once nothing may start.
+	stopping bool
 }
 
 // New returns a Worker that has not started. It reports every fault of cfg and deps.
@@ -33,15 +57,23 @@ func New(cfg Config, deps Deps) (*Worker, error) {
 	if deps.Metrics == nil {
 		deps.Metrics = NewMetrics(nil)
 	}
-	return &Worker{cfg: cfg, deps: deps, interrupt: make(chan struct{})}, nil
+	return &Worker{
+		cfg: cfg, deps: deps, interrupt: make(chan struct{}), reach: func(string) {},
+		woken: make(chan struct{}, 1), synced: make(chan struct{}), watched: make(chan struct{}),
+		executions: map[uint64]*execution{}, cancels: map[string]uint64{}, free: cfg.Slots,
+		view: backlog.New(backlog.Policy{
+			Self: cfg.Name, Lease: cfg.Lease, Ageing: cfg.Ageing, PerProject: cfg.ProjectLimit, Total: cfg.TotalLimit,
+		}),
+	}, nil
 }
 
-// Run takes and handles requests until ctx ends, then lets running builds go on
-// for Config.SoftStop, then interrupts them and hands them back. It returns when
-// nothing of it runs any more; stopping is not an error.
+// Run takes in and handles requests until ctx ends, then lets running builds go on for
+// Config.SoftStop, then interrupts them and opens them to other workers. It returns when
+// nothing of it runs any more; stopping is not an error. It is called once.
 func (w *Worker) Run(ctx context.Context) error {
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	w.work = work
 	fetch, stopFetching := context.WithCancel(ctx)
 	defer stopFetching()
 	done := make(chan struct{})
@@ -51,15 +83,43 @@ func (w *Worker) Run(ctx context.Context) error {
 		stopFetching()
 		cancel(builder.ErrShutdown)
 	})
+	look, stopLooking := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLooking()
+	var watches sync.WaitGroup
+	watches.Go(func() { w.watchBacklog(look) })
+	watches.Go(func() { w.watchBuilds(look) })
 
-	var slots sync.WaitGroup
-	for range w.cfg.Slots {
-		slots.Go(func() { w.slot(fetch, work) })
+	select {
+	case <-w.synced:
+		w.serve(fetch, work)
+	case <-fetch.Done():
 	}
-	slots.Wait()
+	w.jobs.Wait()
+	stopLooking()
+	watches.Wait()
+	w.jobs.Wait()
 	close(done)
 	escalation.Wait()
 	return nil
+}
+
+// serve runs what makes up a worker until it has stopped.
+func (w *Worker) serve(fetch, work context.Context) {
+	var parts sync.WaitGroup
+	for range w.cfg.Intake {
+		parts.Go(func() { w.consume(fetch, w.deps.Queue, func(m Message) { w.takeIn(work, m) }) })
+	}
+	if w.deps.Cancels != nil {
+		parts.Go(func() { w.consume(fetch, w.deps.Cancels, func(m Message) { w.takeCancel(work, m) }) })
+	}
+	context.AfterFunc(fetch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.stopping = true
+	})
+	w.dispatch(fetch, work)
+	parts.Wait()
+	w.dispatch(fetch, work) // what the last messages left
 }
 
 // Interrupt stops without a soft stop, or ends the one under way: running builds are
@@ -82,29 +142,6 @@ func (w *Worker) escalate(ctx context.Context, done <-chan struct{}) {
 	case <-done:
 	case <-w.interrupt:
 	case <-timer.C:
-	}
-}
-
-// slot handles one message after another. It owns no message while it fetches,
-// and fetches none while it handles one.
-func (w *Worker) slot(ctx, work context.Context) {
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval = 100 * time.Millisecond
-	wait.MaxInterval = 10 * time.Second
-	for ctx.Err() == nil {
-		msg, err := w.deps.Queue.Next(ctx)
-		if ctx.Err() != nil && msg == nil {
-			return
-		}
-		if err != nil {
-			w.deps.Metrics.fetchErrors.Inc()
-			pause := wait.NextBackOff()
-			w.deps.Log.Warn().Err(err).Dur("retry_in", pause).Msg("cannot fetch requests")
-			sleep(ctx, pause)
-			continue
-		}
-		wait.Reset()
-		w.handle(work, msg)
 	}
 }
 

@@ -33,6 +33,7 @@ import (
 	"kiln/builder/registry"
 	"kiln/events"
 	"kiln/schemas"
+	"kiln/worker/backlog"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -67,7 +68,9 @@ func push(ctx context.Context, plan builder.Plan, logs io.Writer) (builder.Resul
 type bundle struct {
 	queue    *memQueue
 	stream   *memStream
-	ledger   *memLedger
+	cancels  *memQueue
+	ledger   memLedger
+	backlog  memBacklog
 	logs     *memLogs
 	registry string
 	// faults answers instead of the registry when it returns true.
@@ -85,7 +88,11 @@ type bundle struct {
 
 func setup(t *testing.T, change func(*bundle)) *bundle {
 	t.Helper()
-	b := &bundle{queue: newMemQueue(), stream: &memStream{}, ledger: newMemLedger(), logs: &memLogs{}, engine: push}
+	last, entries := &atomic.Uint64{}, newMemBucket()
+	b := &bundle{
+		queue: newMemQueue(last, entries), cancels: newMemQueue(last, entries), stream: &memStream{},
+		ledger: memLedger{newMemBucket()}, backlog: memBacklog{entries}, logs: &memLogs{}, engine: push,
+	}
 	reg := ggcr.New(ggcr.Logger(nopLogger()))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if f := b.faults.Load(); f != nil && (*f)(w, r) {
@@ -128,7 +135,7 @@ func (b *bundle) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	w, err := New(b.cfg, Deps{
-		Queue: b.queue, Publisher: b.stream, Ledger: b.ledger, Logs: b.logs, Builder: bld, Nuclio: b.nuclio, Log: zerolog.New(zerolog.NewTestWriter(t)),
+		Queue: b.queue, Cancels: b.cancels, Publisher: b.stream, Ledger: b.ledger, Backlog: b.backlog, Logs: b.logs, Builder: bld, Nuclio: b.nuclio, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -213,6 +220,20 @@ func (b *bundle) terminals(t *testing.T) []events.Event {
 	return all
 }
 
+// entryOf returns what the backlog holds for the message.
+func (b *bundle) entryOf(t *testing.T, m *memMessage) backlog.Entry {
+	t.Helper()
+	raw, _, err := b.backlog.Get(t.Context(), backlog.Key(m.sequence))
+	if err != nil {
+		t.Fatalf("entry of message %d: %v", m.sequence, err)
+	}
+	e, err := backlog.Decode(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
 func (b *bundle) only(t *testing.T) events.Event {
 	t.Helper()
 	all := b.terminals(t)
@@ -261,7 +282,7 @@ func (b *bundle) digestOf(t *testing.T, ref string) string {
 func TestRequestBecomesAnImage(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
 
 	c := b.completed(t)
 	if c.Outcome != events.OutcomeBuilt || c.RequestID != "r1" || c.Attempt != 1 {
@@ -284,10 +305,10 @@ func TestRequestBecomesAnImage(t *testing.T) {
 func TestIdenticalRequestIsReusedWithoutRunning(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
 	other := b.spec("echo hi")
 	other["build"].(map[string]any)["image"] = b.registry + "/elsewhere/name:2"
-	b.queue.add(b.request("r2", other, nil)).await(t, "ack")
+	b.queue.add(b.request("r2", other, nil)).end(t)
 
 	all := b.terminals(t)
 	first, second := all[0].Data.(*events.BuildCompleted), all[1].Data.(*events.BuildCompleted)
@@ -305,8 +326,8 @@ func TestIdenticalRequestIsReusedWithoutRunning(t *testing.T) {
 func TestRebuildsWhenAskedOrWhenTheImageIsGone(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
-	b.queue.add(b.request("r2", b.spec("echo hi"), map[string]any{"force_build": true})).await(t, "ack")
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
+	b.queue.add(b.request("r2", b.spec("echo hi"), map[string]any{"force_build": true})).end(t)
 	second := b.terminals(t)[1].Data.(*events.BuildCompleted)
 	if second.Outcome != events.OutcomeBuilt || second.Attempt != 2 {
 		t.Errorf("forced = %+v, want built by attempt 2", second)
@@ -318,7 +339,7 @@ func TestRebuildsWhenAskedOrWhenTheImageIsGone(t *testing.T) {
 	if err := remote.Delete(ref); err != nil {
 		t.Fatal(err)
 	}
-	b.queue.add(b.request("r3", b.spec("echo hi"), nil)).await(t, "ack")
+	b.queue.add(b.request("r3", b.spec("echo hi"), nil)).end(t)
 	third := b.terminals(t)[2].Data.(*events.BuildCompleted)
 	if third.Outcome != events.OutcomeBuilt || !strings.Contains(third.Reason, "gone") {
 		t.Errorf("after deletion = %+v, want built since the image is gone", third)
@@ -328,7 +349,7 @@ func TestRebuildsWhenAskedOrWhenTheImageIsGone(t *testing.T) {
 func TestNothingToBuildIsNotNeeded(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.request("r1", map[string]any{"image": "mlrun/mlrun"}, nil)).await(t, "ack")
+	b.queue.add(b.request("r1", map[string]any{"image": "mlrun/mlrun"}, nil)).end(t)
 	if c := b.completed(t); c.Outcome != events.OutcomeNotNeeded || c.Image != "mlrun/mlrun" {
 		t.Errorf("completed = %+v, want not_needed with mlrun/mlrun", c)
 	}
@@ -340,18 +361,18 @@ func TestNothingToBuildIsNotNeeded(t *testing.T) {
 func TestSameRequestAgainGivesNoSecondEvent(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
 	b.stream.forget = true // long after the duplicate window
-	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
 	b.only(t)
 }
 
 func TestSameIDForAnotherRequestIsAConflict(t *testing.T) {
 	t.Parallel()
 	b := setup(t, nil)
-	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
 	second := b.request("r1", b.spec("echo other"), nil)
-	b.queue.add(second).await(t, "ack")
+	b.queue.add(second).end(t)
 	all := b.terminals(t)
 	f, ok := all[1].Data.(*events.BuildFailed)
 	if !ok || f.Error.Code != "conflict" || f.RequestID != second.FallbackID {
@@ -364,10 +385,10 @@ func TestLostAckIsAnsweredAgainWithoutASecondEvent(t *testing.T) {
 	b := setup(t, func(b *bundle) { b.stream.forget = true })
 	msg := b.request("r1", b.spec("echo hi"), nil)
 	b.queue.mu.Lock()
-	m := &memMessage{q: b.queue, event: msg, answered: make(chan string, 10), lostAck: true}
+	m := &memMessage{q: b.queue, event: msg, sequence: b.queue.last.Add(1), answered: make(chan string, 10), lostAck: true}
 	b.queue.mu.Unlock()
 	b.queue.ch <- m
-	m.await(t, "ack")
+	m.end(t)
 	b.only(t)
 	if got := b.runs.Load(); got != 1 {
 		t.Errorf("engine ran %d times, want 1", got)
@@ -402,7 +423,7 @@ func TestEveryEffectMaySucceedAndStillReportAnError(t *testing.T) {
 					return nil, false
 				}
 			})
-			b.queue.add(b.request("r1", b.spec("echo hi"), nil)).await(t, "ack")
+			b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t)
 			if c := b.completed(t); c.Digest != b.digestOf(t, b.registry+"/mlrun/func-demo-trainer:latest") {
 				t.Errorf("tag is not at %s", c.Digest)
 			}
@@ -454,7 +475,7 @@ func TestBadInputEndsInOneFailureThatSaysWhatToDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t, nil)
-			b.queue.add(bare("", tc.body(b))).await(t, "ack")
+			b.queue.add(bare("", tc.body(b))).end(t)
 			f := b.failed(t)
 			got := want{Code: f.Error.Code, Text: tc.want.Text}
 			for _, v := range f.Error.Violations {

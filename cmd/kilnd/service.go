@@ -29,6 +29,7 @@ import (
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
+	"kiln/worker/backlog"
 )
 
 // buildFlags configure what a worker does with requests; `up`, `worker` and `plan`
@@ -263,8 +264,17 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	if err != nil {
 		return nil, err
 	}
+	cancels, err := bus.Cancels(bind)
+	if err != nil {
+		return nil, err
+	}
+	unfinished, err := bus.Backlog(bind)
+	if err != nil {
+		return nil, err
+	}
 	return worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
-		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b,
+		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, Ledger: ledger{book}, Backlog: unfinishedRequests{unfinished},
+		Logs: bus.Logs(), Builder: b,
 		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
@@ -296,6 +306,12 @@ func (q queue) Next(ctx context.Context) (worker.Message, error) {
 	return d, err
 }
 
+// Read implements worker.Requests.
+func (q queue) Read(ctx context.Context, sequence uint64) (events.Message, error) {
+	m, err := q.Queue.Read(ctx, sequence)
+	return m, workerError(err)
+}
+
 // ledger adapts the transport's errors to the worker's.
 type ledger struct{ *natsbus.Ledger }
 
@@ -309,6 +325,36 @@ func (l ledger) Get(ctx context.Context, key string) (value []byte, revision uin
 func (l ledger) Put(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
 	next, err := l.Ledger.Put(ctx, key, value, revision)
 	return next, workerError(err)
+}
+
+// Watch implements worker.Ledger.
+func (l ledger) Watch(ctx context.Context, pattern string, visit func(backlog.Change) bool) error {
+	return l.Ledger.Watch(ctx, pattern, true, func(c natsbus.Change) bool { return visit(backlog.Change(c)) })
+}
+
+// unfinishedRequests adapts the transport's errors to the worker's.
+type unfinishedRequests struct{ *natsbus.Backlog }
+
+// Get implements worker.Backlog.
+func (b unfinishedRequests) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	value, revision, err = b.Backlog.Get(ctx, key)
+	return value, revision, workerError(err)
+}
+
+// Put implements worker.Backlog.
+func (b unfinishedRequests) Put(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
+	next, err := b.Backlog.Put(ctx, key, value, revision)
+	return next, workerError(err)
+}
+
+// Delete implements worker.Backlog.
+func (b unfinishedRequests) Delete(ctx context.Context, key string, revision uint64) error {
+	return workerError(b.Backlog.Delete(ctx, key, revision))
+}
+
+// Watch implements worker.Backlog.
+func (b unfinishedRequests) Watch(ctx context.Context, visit func(backlog.Change) bool) error {
+	return b.Backlog.Watch(ctx, func(c natsbus.Change) bool { return visit(backlog.Change(c)) })
 }
 
 func workerError(err error) error {

@@ -66,14 +66,14 @@ type Ticket struct {
 	Sequence uint64
 }
 
-// RequestOption changes one request.
+// RequestOption changes one request or cancel.
 type RequestOption func(*events.Event)
 
 // WithID sets the request id: 1 to 200 printable ASCII characters. Publishing the
 // same request under the same id again is harmless. Defaults to a random id.
 func WithID(id string) RequestOption { return func(e *events.Event) { e.ID = id } }
 
-// requestTimeout bounds RequestBuild where the caller's context does not.
+// requestTimeout bounds RequestBuild and Cancel where the caller's context does not.
 const requestTimeout = 30 * time.Second
 
 // RequestBuild publishes a request and returns once the server has stored it. Trace
@@ -84,7 +84,22 @@ const requestTimeout = 30 * time.Second
 // stored once. After an error it is unknown whether the request was stored, unless
 // it was refused: call again WithID.
 func (c *Client) RequestBuild(ctx context.Context, r events.BuildRequest, opts ...RequestOption) (Ticket, error) {
-	e := events.Event{ID: rand.Text(), Source: c.source, Type: events.TypeBuildRequested, Time: time.Now().UTC(), Data: &r}
+	return c.send(ctx, events.TypeBuildRequested, &r, opts)
+}
+
+// Cancel publishes that a request is not wanted any more, or all that wait for a build,
+// and returns once the server has stored it; Await tells whether it came in time: the
+// request then ends with build.canceled. A request that is published later is not
+// touched. It is checked and retried as by RequestBuild; WithID sets the id of the cancel,
+// under which it is stored once.
+func (c *Client) Cancel(ctx context.Context, cancel events.BuildCancel, opts ...RequestOption) error {
+	_, err := c.send(ctx, events.TypeBuildCancel, &cancel, opts)
+	return err
+}
+
+// send publishes an event that somebody asks for, if it is valid.
+func (c *Client) send(ctx context.Context, typ events.Type, data any, opts []RequestOption) (Ticket, error) {
+	e := events.Event{ID: rand.Text(), Source: c.source, Type: typ, Time: time.Now().UTC(), Data: data}
 	for _, opt := range opts {
 		opt(&e)
 	}
@@ -111,6 +126,7 @@ func (c *Client) RequestBuild(ctx context.Context, r events.BuildRequest, opts .
 type Result struct {
 	Completed *events.BuildCompleted
 	Failed    *events.BuildFailed
+	Canceled  *events.BuildCanceled
 }
 
 // Await returns the request's terminal event, whether it is stored already or yet
@@ -123,6 +139,8 @@ func (c *Client) Await(ctx context.Context, t Ticket) (Result, error) {
 			result.Completed = data
 		case *events.BuildFailed:
 			result.Failed = data
+		case *events.BuildCanceled:
+			result.Canceled = data
 		default:
 			return true
 		}
@@ -135,7 +153,6 @@ func (c *Client) Await(ctx context.Context, t Ticket) (Result, error) {
 // visit returns false, the terminal event was visited, or ctx ends (then with ctx's
 // error). A terminal event that cannot be read is an error, not an endless wait.
 func (c *Client) Watch(ctx context.Context, t Ticket, visit func(events.Event) bool) error {
-	emitted := []events.Type{events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed}
 	var unreadable error
 	err := c.bus.Follow(ctx, emitted, natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
 		e, err := events.Decode(m)
@@ -157,14 +174,23 @@ func (c *Client) Logs(ctx context.Context, buildID string, attempt int, follow b
 	return c.bus.Logs().Read(ctx, buildID, attempt, follow, out)
 }
 
+// emitted are the types of the events that tell how a request fares.
+var emitted = []events.Type{
+	events.TypeBuildQueued, events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed, events.TypeBuildCanceled,
+}
+
 // requestOf returns the request that an emitted event is about.
 func requestOf(e events.Event) string {
 	switch data := e.Data.(type) {
+	case *events.BuildQueued:
+		return data.RequestID
 	case *events.BuildStarted:
 		return data.RequestID
 	case *events.BuildCompleted:
 		return data.RequestID
 	case *events.BuildFailed:
+		return data.RequestID
+	case *events.BuildCanceled:
 		return data.RequestID
 	default:
 		return ""

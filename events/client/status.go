@@ -20,20 +20,28 @@ const (
 	StateBuilding  State = "building"
 	StateCompleted State = "completed"
 	StateFailed    State = "failed"
+	StateCanceled  State = "canceled"
 )
 
 // Status is what the events so far tell of a request.
 type Status struct {
-	RequestID string                 `json:"request_id"`
-	State     State                  `json:"state"`
-	Function  events.Function        `json:"function"`
-	BuildID   string                 `json:"build_id,omitempty"`
-	Attempt   int                    `json:"attempt,omitempty"`
-	Image     string                 `json:"image,omitempty"`
-	Requested time.Time              `json:"requested"`
-	Updated   time.Time              `json:"updated"`
+	RequestID string          `json:"request_id"`
+	State     State           `json:"state"`
+	Function  events.Function `json:"function"`
+	BuildID   string          `json:"build_id,omitempty"`
+	Attempt   int             `json:"attempt,omitempty"`
+	Image     string          `json:"image,omitempty"`
+	Requested time.Time       `json:"requested"`
+	Updated   time.Time       `json:"updated"`
+	// Queued is what the request waits for, set as long as it waits and was told. Its
+	// Position is that of now: whenever a build starts, all that wait move up.
+	Queued    *events.BuildQueued    `json:"queued,omitempty"`
 	Completed *events.BuildCompleted `json:"completed,omitempty"`
 	Failed    *events.BuildFailed    `json:"failed,omitempty"`
+	Canceled  *events.BuildCanceled  `json:"canceled,omitempty"`
+
+	// startsBefore is how many builds had started when Queued was told.
+	startsBefore int
 }
 
 // Query selects requests.
@@ -56,7 +64,8 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 	var order []*Status
 	byID := map[string]*Status{}
 	requested := map[string]bool{}
-	all := []events.Type{events.TypeBuildRequested, events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed}
+	starts := 0
+	all := append([]events.Type{events.TypeBuildRequested}, emitted...)
 	err := c.bus.Scan(ctx, all, natsbus.Start{Time: q.Since}, func(m events.Message) bool {
 		// What cannot be decoded still has an id, and a build.failed that tells why.
 		e, _ := events.Decode(m)
@@ -73,7 +82,10 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 			byID[id] = s
 			order = append(order, s)
 		}
-		s.apply(e, m)
+		if e.Type == events.TypeBuildStarted {
+			starts++
+		}
+		s.apply(e, m, starts)
 		requested[id] = requested[id] || e.Type == events.TypeBuildRequested
 		return true
 	})
@@ -84,6 +96,7 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 	for _, s := range order {
 		old := !q.Since.IsZero() && !requested[s.RequestID]
 		if !old && (q.Project == "" || s.Function.Project == q.Project) {
+			s.moveUp(starts)
 			out = append(out, *s)
 		}
 	}
@@ -109,9 +122,10 @@ func (c *Client) Status(ctx context.Context, id string) (Status, error) {
 }
 
 // apply folds one event into the status. The first terminal state is final: an event
-// that is stored twice, or late, changes nothing.
-func (s *Status) apply(e events.Event, m events.Message) {
-	if s.State == StateCompleted || s.State == StateFailed {
+// that is stored twice, or late, changes nothing. Starts counts the builds that started
+// so far.
+func (s *Status) apply(e events.Event, m events.Message, starts int) {
+	if s.Completed != nil || s.Failed != nil || s.Canceled != nil {
 		return
 	}
 	s.Updated = m.Time
@@ -120,6 +134,12 @@ func (s *Status) apply(e events.Event, m events.Message) {
 		if s.State == StateQueued {
 			s.Function = events.Identify(data.Function)
 		}
+	case *events.BuildQueued:
+		if s.State == StateQueued {
+			s.Queued, s.startsBefore = data, starts
+		}
+		s.identify(data.Function, data.BuildID, 0, data.Image)
+		return
 	case *events.BuildStarted:
 		s.State = StateBuilding
 		s.identify(data.Function, data.BuildID, data.Attempt, data.Image)
@@ -131,6 +151,20 @@ func (s *Status) apply(e events.Event, m events.Message) {
 		s.State, s.Failed = StateFailed, data
 		s.identify(data.Function, data.BuildID, data.Attempt, data.Image)
 		s.stored(data.Timings)
+	case *events.BuildCanceled:
+		s.State, s.Canceled = StateCanceled, data
+		s.identify(data.Function, data.BuildID, 0, data.Image)
+		s.stored(data.Timings)
+	}
+	if s.State != StateQueued {
+		s.Queued = nil
+	}
+}
+
+// moveUp makes the position that of now.
+func (s *Status) moveUp(starts int) {
+	if s.Queued != nil && s.Queued.Position > 0 {
+		s.Queued.Position = max(1, s.Queued.Position-(starts-s.startsBefore))
 	}
 }
 

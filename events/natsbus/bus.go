@@ -126,6 +126,10 @@ func missing(what string, err error) error {
 func toMessage(msg jetstream.Msg, meta *jetstream.MsgMetadata) events.Message {
 	return events.Message{
 		Subject: msg.Subject(), Header: msg.Headers(), Data: msg.Data(), Time: meta.Timestamp,
-		FallbackID: fmt.Sprintf("seq:%s:%d", meta.Stream, meta.Sequence.Stream),
+		FallbackID: fallbackID(meta.Stream, meta.Sequence.Stream),
 	}
+}
+
+func fallbackID(stream string, sequence uint64) string {
+	return fmt.Sprintf("seq:%s:%d", stream, sequence)
 }

@@ -94,7 +94,11 @@ func streamDrift(object string, want, have jetstream.StreamConfig) []Difference 
 	d.compare("is a mirror", "", want.Mirror != nil, have.Mirror != nil)
 	d.compare("sources", "", len(want.Sources), len(have.Sources))
 	d.compare("transforms subjects", "", want.SubjectTransform != nil, have.SubjectTransform != nil)
-	if want.Replicas > 1 && strings.HasPrefix(object, "bucket ") {
+	if want.AllowMsgTTL {
+		d.compare("message TTL", "", want.AllowMsgTTL, have.AllowMsgTTL)
+		d.compare("marker TTL", "subject-del-markers-ttl=", want.SubjectDeleteMarkerTTL, have.SubjectDeleteMarkerTTL)
+	}
+	if want.Replicas > 1 && !strings.HasSuffix(want.Name, "BUILD_LOG") {
 		d.compare("direct reads", "no-allow-direct", want.AllowDirect, have.AllowDirect)
 	}
 	return d.found

@@ -5,15 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Files returns what a server that is not provisioned by Kiln needs, by file name, for
 // the tools of the field:
 //
 //   - "<stream>.json" for `nats stream add --config`, the buckets' too;
-//   - "build-workers.json" for `nats consumer add --config`;
+//   - "build-workers.json" and "build-cancels.json" for `nats consumer add --config`;
 //   - "roles.conf" to be included into the configuration of a nats-server: one variable
 //     with the permissions of each Role.
 //
@@ -25,9 +23,12 @@ func (t Topology) Files() (map[string][]byte, error) {
 	}
 	t = t.withDefaults()
 	files := map[string][]byte{RolesFile: t.roles()}
-	configs := map[string]any{consumerName: t.consumerConfig()}
-	for _, stream := range []jetstream.StreamConfig{t.buildConfig(), t.logConfig(), t.ledgerConfig(), t.contextConfig()} {
-		configs[stream.Name] = stream
+	configs := map[string]any{}
+	for _, consumer := range t.consumerConfigs() {
+		configs[consumer.Name] = consumer
+	}
+	for _, stream := range append(t.streams(), t.buckets()...) {
+		configs[stream.config.Name] = stream.config
 	}
 	for name, config := range configs {
 		var text bytes.Buffer

@@ -39,14 +39,16 @@ func TestWhatTheFilesMakeHasNoDrift(t *testing.T) {
 	t.Parallel()
 	for _, topology := range []natsbus.Topology{{}, {Prefix: "acme.dev", MaxAckPending: 7}} {
 		js := must(jetstream.New(connect(t, startServer(t, nil))))
-		var consumer jetstream.ConsumerConfig
+		var consumers []jetstream.ConsumerConfig
 		stream := ""
 		for name, raw := range filesOf(t, topology) {
 			var cfg jetstream.StreamConfig
 			switch name {
 			case natsbus.RolesFile:
-			case "build-workers.json":
+			case "build-workers.json", "build-cancels.json":
+				var consumer jetstream.ConsumerConfig
 				strictly(t, raw, &consumer)
+				consumers = append(consumers, consumer)
 			default:
 				strictly(t, raw, &cfg)
 				if _, err := js.CreateStream(t.Context(), cfg); err != nil {
@@ -57,11 +59,13 @@ func TestWhatTheFilesMakeHasNoDrift(t *testing.T) {
 				}
 			}
 		}
-		if _, err := js.CreateConsumer(t.Context(), stream, consumer); err != nil {
-			t.Fatal(err)
+		for _, consumer := range consumers {
+			if _, err := js.CreateConsumer(t.Context(), stream, consumer); err != nil {
+				t.Fatal(err)
+			}
 		}
 		report, err := natsbus.Provision(t.Context(), js, topology)
-		if err != nil || len(report.Created) != 0 || len(report.Unchanged) != 5 {
+		if err != nil || len(report.Created) != 0 || len(report.Unchanged) != 7 {
 			t.Errorf("Provision after the files = %+v, %v", report, err)
 		}
 	}
@@ -77,7 +81,7 @@ func TestFaultyTopologyHasNoFiles(t *testing.T) {
 func filesOf(t *testing.T, topology natsbus.Topology) map[string][]byte {
 	t.Helper()
 	files, err := topology.Files()
-	if err != nil || len(files) != 6 {
+	if err != nil || len(files) != 8 {
 		t.Fatalf("Files() = %d files, %v", len(files), err)
 	}
 	return files
@@ -97,7 +101,7 @@ func TestInspectSaysWhatIsMissingAndWhatDiffersAndCreatesNothing(t *testing.T) {
 	js := must(jetstream.New(connect(t, startServer(t, nil))))
 	for range 2 {
 		got, err := natsbus.Inspect(t.Context(), js, natsbus.Topology{})
-		want := natsbus.Inspection{Missing: []string{"stream BUILD", "stream BUILD_LOG", "bucket KILN_LEDGER", "bucket KILN_CONTEXT", "consumer BUILD/build-workers"}}
+		want := natsbus.Inspection{Missing: []string{"stream BUILD", "stream BUILD_LOG", "bucket KILN_LEDGER", "bucket KILN_BACKLOG", "bucket KILN_CONTEXT", "consumer BUILD/build-workers", "consumer BUILD/build-cancels"}}
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
@@ -106,7 +110,7 @@ func TestInspectSaysWhatIsMissingAndWhatDiffersAndCreatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := natsbus.Inspect(t.Context(), js, natsbus.Topology{MaxAckPending: 3})
-	if err != nil || len(got.Present) != 5 || len(got.Missing) != 0 || len(got.Differences) != 1 || got.Differences[0].Field != "max ack pending" {
+	if err != nil || len(got.Present) != 7 || len(got.Missing) != 0 || len(got.Differences) != 2 || got.Differences[0].Field != "max ack pending" {
 		t.Errorf("Inspect() = %+v, %v", got, err)
 	}
 }

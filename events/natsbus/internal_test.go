@@ -66,8 +66,8 @@ func TestFaultyTopologyReportsEveryFault(t *testing.T) {
 func TestPrefixNamesEverything(t *testing.T) {
 	t.Parallel()
 	topology := Topology{Prefix: "acme.team-1"}.withDefaults()
-	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0], topology.consumerConfig().FilterSubject}
-	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*", "acme.team-1.build.requested"}
+	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0], topology.consumerConfigs()[0].FilterSubject, topology.consumerConfigs()[1].FilterSubject, topology.backlogConfig().Name}
+	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*", "acme.team-1.build.requested", "acme.team-1.build.cancel", "KV_ACME_TEAM-1_KILN_BACKLOG"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
@@ -112,9 +112,19 @@ func TestDriftNamesEachDangerousField(t *testing.T) {
 		"inactive threshold": func(c *jetstream.ConsumerConfig) { c.InactiveThreshold = time.Hour },
 		"pushes to":          func(c *jetstream.ConsumerConfig) { c.DeliverSubject = "x" },
 	} {
-		have := topology.consumerConfig()
+		for _, want := range topology.consumerConfigs() {
+			have := want
+			change(&have)
+			checkDrift(t, field, consumerDrift("BUILD", want, have))
+		}
+	}
+	for field, change := range map[string]func(*jetstream.StreamConfig){
+		"message TTL": func(c *jetstream.StreamConfig) { c.AllowMsgTTL = false },
+		"marker TTL":  func(c *jetstream.StreamConfig) { c.SubjectDeleteMarkerTTL = time.Hour },
+	} {
+		have := topology.backlogConfig()
 		change(&have)
-		checkDrift(t, field, consumerDrift("BUILD", topology.consumerConfig(), have))
+		checkDrift(t, field, streamDrift("bucket KILN_BACKLOG", topology.backlogConfig(), have))
 	}
 	replicated := Topology{Replicas: 3}.withDefaults().ledgerConfig()
 	direct := replicated
@@ -124,6 +134,10 @@ func TestDriftNamesEachDangerousField(t *testing.T) {
 	direct = replicated
 	direct.AllowDirect = true
 	checkDrift(t, "direct reads", streamDrift("bucket KILN_CONTEXT", replicated, direct))
+	replicated = Topology{Replicas: 3}.withDefaults().buildConfig()
+	direct = replicated
+	direct.AllowDirect = true
+	checkDrift(t, "direct reads", streamDrift("stream BUILD", replicated, direct))
 }
 
 func checkDrift(t *testing.T, field string, got []Difference) {
@@ -282,7 +296,7 @@ func TestReadersLeaveNoConsumerBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := stream.CachedInfo().State.Consumers; n != 1 {
+	if n := stream.CachedInfo().State.Consumers; n != 2 {
 		t.Errorf("the stream has %d consumers, want the workers' only", n)
 	}
 }

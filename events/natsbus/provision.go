@@ -34,31 +34,30 @@ func Provision(ctx context.Context, js jetstream.JetStream, t Topology) (Report,
 	t = t.withDefaults()
 	var report Report
 	var drift []Difference
-	for _, want := range []jetstream.StreamConfig{t.buildConfig(), t.logConfig()} {
-		have, created, err := ensureStream(ctx, js, want)
-		if err != nil {
-			return report, err
+	streams := func(all []object) error {
+		for _, want := range all {
+			have, created, err := ensureStream(ctx, js, want.config)
+			if err != nil {
+				return err
+			}
+			report.note(created, want.name)
+			drift = append(drift, streamDrift(want.name, want.config, have)...)
 		}
-		report.note(created, "stream "+want.Name)
-		drift = append(drift, streamDrift("stream "+want.Name, want, have)...)
+		return nil
 	}
-	have, created, err := t.ensureConsumer(ctx, js)
-	if err != nil {
+	if err := streams(t.streams()); err != nil {
 		return report, err
 	}
-	report.note(created, "consumer "+t.buildStream()+"/"+consumerName)
-	drift = append(drift, consumerDrift(t.buildStream(), t.consumerConfig(), have)...)
-
-	for _, bucket := range []struct {
-		name string
-		want jetstream.StreamConfig
-	}{{t.ledger(), t.ledgerConfig()}, {t.contexts(), t.contextConfig()}} {
-		have, created, err := ensureStream(ctx, js, bucket.want)
+	for _, want := range t.consumerConfigs() {
+		have, created, err := ensureConsumer(ctx, js, t.buildStream(), want)
 		if err != nil {
 			return report, err
 		}
-		report.note(created, "bucket "+bucket.name)
-		drift = append(drift, streamDrift("bucket "+bucket.name, bucket.want, have)...)
+		report.note(created, "consumer "+t.buildStream()+"/"+want.Name)
+		drift = append(drift, consumerDrift(t.buildStream(), want, have)...)
+	}
+	if err := streams(t.buckets()); err != nil {
+		return report, err
 	}
 	if len(drift) > 0 {
 		return report, &DriftError{Differences: drift}
@@ -82,17 +81,17 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 	return stream.CachedInfo().Config, created, nil
 }
 
-func (t Topology) ensureConsumer(ctx context.Context, js jetstream.JetStream) (have jetstream.ConsumerConfig, created bool, err error) {
-	consumer, err := js.Consumer(ctx, t.buildStream(), consumerName)
+func ensureConsumer(ctx context.Context, js jetstream.JetStream, stream string, want jetstream.ConsumerConfig) (have jetstream.ConsumerConfig, created bool, err error) {
+	consumer, err := js.Consumer(ctx, stream, want.Name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		consumer, err = js.CreateConsumer(ctx, t.buildStream(), t.consumerConfig())
+		consumer, err = js.CreateConsumer(ctx, stream, want)
 		created = err == nil
 		if errors.Is(err, jetstream.ErrConsumerExists) {
-			consumer, err = js.Consumer(ctx, t.buildStream(), consumerName)
+			consumer, err = js.Consumer(ctx, stream, want.Name)
 		}
 	}
 	if err != nil {
-		return have, false, fmt.Errorf("create consumer %s: %w", consumerName, explain(err))
+		return have, false, fmt.Errorf("create consumer %s: %w", want.Name, explain(err))
 	}
 	return consumer.CachedInfo().Config, created, nil
 }

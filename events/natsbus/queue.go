@@ -12,10 +12,13 @@ import (
 	"kiln/events"
 )
 
-// Queue fetches requests, one per call; nothing is prefetched. Safe for concurrent use.
+// Queue fetches requests, or cancels, one per call; nothing is prefetched. Safe for
+// concurrent use.
 type Queue struct {
 	nc       *nats.Conn
+	stream   jetstream.Stream
 	consumer jetstream.Consumer
+	name     string
 }
 
 // pullExpiry is how long one pull request waits at the server, which shows every
@@ -35,28 +38,53 @@ func pullOptions(ctx context.Context) []jetstream.FetchOpt {
 	return opts
 }
 
-// Queue binds to the workers' consumer. It fails if that was not provisioned.
-func (b *Bus) Queue(ctx context.Context) (*Queue, error) {
-	consumer, err := b.js.Consumer(ctx, b.topology.buildStream(), consumerName)
+// Queue binds to the workers' consumer of requests. It fails if that was not provisioned.
+func (b *Bus) Queue(ctx context.Context) (*Queue, error) { return b.queue(ctx, requestConsumer) }
+
+// Cancels binds to the workers' consumer of cancels, as Queue does to that of requests.
+func (b *Bus) Cancels(ctx context.Context) (*Queue, error) { return b.queue(ctx, cancelConsumer) }
+
+func (b *Bus) queue(ctx context.Context, name string) (*Queue, error) {
+	stream, err := b.js.Stream(ctx, b.topology.buildStream())
 	if err != nil {
-		return nil, missing("consumer "+consumerName, err)
+		return nil, missing("stream "+b.topology.buildStream(), err)
 	}
-	return &Queue{nc: b.js.Conn(), consumer: consumer}, nil
+	consumer, err := b.js.Consumer(ctx, b.topology.buildStream(), name)
+	if err != nil {
+		return nil, missing("consumer "+name, err)
+	}
+	return &Queue{nc: b.js.Conn(), stream: stream, consumer: consumer, name: name}, nil
 }
 
 // AckWait is how long a worker may be silent before its message goes to another.
 func (q *Queue) AckWait() time.Duration { return q.consumer.CachedInfo().Config.AckWait }
 
-// Pending asks the server how many requests wait that no worker has been given yet.
+// Read returns the stored message with that sequence, as a delivery would show it. The
+// error matches ErrNotFound when there is none any more.
+func (q *Queue) Read(ctx context.Context, sequence uint64) (events.Message, error) {
+	msg, err := q.stream.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return events.Message{}, ErrNotFound
+	}
+	if err != nil {
+		return events.Message{}, fmt.Errorf("read message %d: %w", sequence, err)
+	}
+	return events.Message{
+		Subject: msg.Subject, Header: msg.Header, Data: msg.Data, Time: msg.Time,
+		FallbackID: fallbackID(q.stream.CachedInfo().Config.Name, msg.Sequence),
+	}, nil
+}
+
+// Pending asks the server how many messages wait that no worker has been given yet.
 func (q *Queue) Pending(ctx context.Context) (uint64, error) {
 	info, err := q.consumer.Info(ctx)
 	if err != nil {
-		return 0, missing("consumer "+consumerName, err)
+		return 0, missing("consumer "+q.name, err)
 	}
 	return info.NumPending, nil
 }
 
-// Next blocks until a request is there or ctx ends, then with ctx's error. Exactly
+// Next blocks until a message is there or ctx ends, then with ctx's error. Exactly
 // one message is asked for, and none waits in this process. After a reconnect it
 // asks again. Other errors are temporary, also that the server or the consumer is
 // gone: it may come back.
@@ -85,7 +113,7 @@ func (q *Queue) pull(ctx context.Context, connected <-chan nats.Status) (*Delive
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, fmt.Errorf("fetch a request: %w", err)
+		return nil, fmt.Errorf("fetch from %s: %w", q.name, err)
 	}
 	// The channel is closed once the pull is over, so that nothing outlives it.
 	var got *Delivery
@@ -100,7 +128,7 @@ func (q *Queue) pull(ctx context.Context, connected <-chan nats.Status) (*Delive
 			}
 			meta, err := msg.Metadata()
 			if err != nil {
-				return nil, fmt.Errorf("read a request's metadata: %w", err)
+				return nil, fmt.Errorf("read a message's metadata: %w", err)
 			}
 			got = &Delivery{nc: q.nc, msg: msg, meta: meta}
 		}
@@ -114,11 +142,11 @@ func (q *Queue) pull(ctx context.Context, connected <-chan nats.Status) (*Delive
 	case err == nil, wait.Err() != nil:
 		return nil, nil // the pull expired
 	default:
-		return nil, missing("consumer "+consumerName, err)
+		return nil, missing("consumer "+q.name, err)
 	}
 }
 
-// Delivery is one delivery of a request. Safe for concurrent use.
+// Delivery is one delivery of a message. Safe for concurrent use.
 type Delivery struct {
 	nc   *nats.Conn
 	msg  jetstream.Msg

@@ -63,12 +63,20 @@ type reader struct {
 	subjects []string
 	start    Start
 	follow   bool
+	// position, if set, is called before each consumer is made. It may change last, and
+	// ends the reading if it is done.
+	position func(context.Context) (done bool, err error)
 
 	// last is the stream sequence of the newest visited message.
 	last uint64
+	// goal is the sequence of a message that a follower knows to come. While it does
+	// not, a pull that brings nothing makes the reader look again.
+	goal uint64
 	// pending is how many messages there are after that one; only meaningful when
 	// the reader does not follow.
 	pending uint64
+	// asked is when the server was last asked for messages.
+	asked time.Time
 }
 
 type visitor func(jetstream.Msg, *jetstream.MsgMetadata) bool
@@ -81,8 +89,10 @@ func (r *reader) run(ctx context.Context, visit visitor) error {
 	bound := false
 	var missed time.Time
 	for {
-		consumer, err := r.bind(ctx)
+		consumer, done, err := r.bind(ctx)
 		switch {
+		case done:
+			return ctx.Err()
 		case err == nil:
 			bound, missed = true, time.Time{}
 			if done := r.drain(ctx, consumer, connected, visit); done {
@@ -109,7 +119,14 @@ func (r *reader) run(ctx context.Context, visit visitor) error {
 }
 
 // bind creates a consumer at the server that begins after the last visited message.
-func (r *reader) bind(ctx context.Context) (jetstream.Consumer, error) {
+func (r *reader) bind(ctx context.Context) (consumer jetstream.Consumer, done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if r.position != nil {
+		if done, err := r.position(ctx); done || err != nil {
+			return nil, done, err
+		}
+	}
 	cfg := jetstream.ConsumerConfig{
 		Description: "Kiln: reader", FilterSubjects: r.subjects, AckPolicy: jetstream.AckNonePolicy,
 		DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: readIdle, MemoryStorage: true, Replicas: 1,
@@ -122,14 +139,11 @@ func (r *reader) bind(ctx context.Context) (jetstream.Consumer, error) {
 	case !r.start.Time.IsZero():
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &r.start.Time
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	consumer, err := r.js.CreateConsumer(ctx, r.stream, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("create a reader: %w", err)
+	if consumer, err = r.js.CreateConsumer(ctx, r.stream, cfg); err != nil {
+		return nil, false, fmt.Errorf("create a reader: %w", err)
 	}
 	r.pending = consumer.CachedInfo().NumPending
-	return consumer, nil
+	return consumer, false, nil
 }
 
 // drain reads with one consumer. It returns false if another consumer has to go on:
@@ -143,9 +157,8 @@ func (r *reader) drain(ctx context.Context, consumer jetstream.Consumer, connect
 		switch {
 		case done, ctx.Err() != nil:
 			return true
-		case !again, !r.follow && delivered == before:
-			// In the last case what was counted as pending is gone, and another
-			// consumer counts anew.
+		case !again, delivered == before && (!r.follow || r.last < r.goal):
+			// In the last case what was to come is gone, and another consumer counts anew.
 			return false
 		}
 	}
@@ -161,6 +174,7 @@ func (r *reader) pull(ctx context.Context, consumer jetstream.Consumer, connecte
 	if err != nil {
 		return false, false
 	}
+	r.asked = time.Now().Round(0) // by the clock on the wall, which goes on while a machine sleeps
 	messages := batch.Messages()
 	for {
 		select {

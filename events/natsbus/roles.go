@@ -18,12 +18,12 @@ const (
 	// RoleSubscriber hears results and log lines while they are published, and
 	// publishes nothing.
 	RoleSubscriber Role = "subscriber"
-	// RoleClient is the package events/client and the commands of kiln: it requests,
-	// and reads history too. It sees the requests of others. Who may make consumers may
+	// RoleClient is the package events/client and the commands of kiln: it requests and
+	// cancels, and reads history too. It sees the requests of others. Who may make consumers may
 	// have the server deliver copies of messages to any subject: it has to be trusted
 	// not to.
 	RoleClient Role = "client"
-	// RoleWorker takes requests, keeps the ledger and publishes what became of them.
+	// RoleWorker takes requests, keeps ledger and backlog, and publishes what became of them.
 	RoleWorker Role = "worker"
 	// RoleBuild reads uploaded build contexts, and nothing else: it is for what prepares
 	// builds away from the worker, the Pods of the engine kube.
@@ -56,10 +56,10 @@ func (t Topology) Permissions(role Role) Permissions {
 		return Permissions{Subscribe: append(t.results(), t.Subjects().AllLogs())}
 	case RoleClient:
 		return Permissions{
-			Publish: slices.Concat([]string{t.Subjects().Of(events.TypeBuildRequested)},
+			Publish: slices.Concat([]string{t.Subjects().Of(events.TypeBuildRequested), t.Subjects().Of(events.TypeBuildCancel)},
 				reads(t.buildStream()), reads(t.logStream()), t.uploads()),
-			// Readers' consumers have random names. This one belongs to the workers.
-			DenyPublish: append(t.changeConsumer(), api("CONSUMER.MSG.NEXT", t.buildStream(), consumerName)),
+			// Readers' consumers have random names. These belong to the workers.
+			DenyPublish: append(t.changeConsumers(), t.eachConsumer("CONSUMER.MSG.NEXT")...),
 			Subscribe:   append(t.results(), t.Subjects().AllLogs(), t.InboxPrefix(role)+".>"),
 		}
 	case RoleWorker:
@@ -74,18 +74,18 @@ func (t Topology) Permissions(role Role) Permissions {
 }
 
 func (t Topology) workerPermissions() Permissions {
-	build, ledger := t.buildStream(), bucketStream(t.ledger())
+	build := t.buildStream()
 	return Permissions{
-		Publish: slices.Concat(t.results(), []string{
-			t.Subjects().AllLogs(),
-			// Taking and answering requests.
-			api("CONSUMER.INFO", build, consumerName), api("CONSUMER.MSG.NEXT", build, consumerName), ack(build), ackV2(build),
-			// The ledger.
-			api("STREAM.INFO", ledger), api("STREAM.MSG.GET", ledger), "$KV." + t.ledger() + ".>",
+		Publish: slices.Concat(
+			t.results(), []string{t.Subjects().Of(events.TypeBuildDead), t.Subjects().AllLogs()},
+			// Taking and answering requests and cancels, and reading a request again.
+			t.eachConsumer("CONSUMER.INFO"), t.eachConsumer("CONSUMER.MSG.NEXT"), acks(build),
+			[]string{api("STREAM.INFO", build), api("STREAM.MSG.GET", build)}, reads(build),
+			t.records(t.ledger()), t.records(t.backlog()), t.downloads(),
 			// What `kiln doctor` looks at.
-			api("INFO"), api("STREAM.INFO", build), api("STREAM.INFO", t.logStream()),
-		}, reads(build), t.downloads()),
-		DenyPublish: t.changeConsumer(),
+			[]string{api("INFO"), api("STREAM.INFO", t.logStream())},
+		),
+		DenyPublish: t.changeConsumers(),
 		Subscribe:   []string{t.InboxPrefix(RoleWorker) + ".>"},
 	}
 }
@@ -95,11 +95,10 @@ func (t Topology) operatorPermissions() Permissions {
 		Publish:   []string{api("INFO"), api("STREAM.NAMES"), api("STREAM.LIST")},
 		Subscribe: []string{t.InboxPrefix(RoleOperator) + ".>"},
 	}
-	for _, stream := range []string{t.buildStream(), t.logStream(), bucketStream(t.ledger()), objectStream(t.contexts())} {
+	for _, stream := range []string{t.buildStream(), t.logStream(), bucketStream(t.ledger()), bucketStream(t.backlog()), objectStream(t.contexts())} {
 		p.Publish = append(p.Publish, api("STREAM.*", stream), api("STREAM.MSG.*", stream), api("CONSUMER.NAMES", stream), api("CONSUMER.LIST", stream))
 	}
-	p.Publish = append(p.Publish, t.changeConsumer()...)
-	p.Publish = append(p.Publish, api("CONSUMER.INFO", t.buildStream(), consumerName), api("CONSUMER.PAUSE", t.buildStream(), consumerName))
+	p.Publish = slices.Concat(p.Publish, t.changeConsumers(), t.eachConsumer("CONSUMER.INFO"), t.eachConsumer("CONSUMER.PAUSE"))
 	return p
 }
 
@@ -112,18 +111,34 @@ func (t Topology) InboxPrefix(role Role) string {
 	return "_INBOX_" + t.name("KILN_"+strings.ToUpper(string(role)))
 }
 
-// results are the subjects of the events that workers emit.
+// results are the subjects of the events that workers emit for requesters. build.dead is
+// none: it repeats what was requested, for operators.
 func (t Topology) results() []string {
 	s := t.Subjects()
-	return []string{s.Of(events.TypeBuildStarted), s.Of(events.TypeBuildCompleted), s.Of(events.TypeBuildFailed)}
+	return []string{
+		s.Of(events.TypeBuildQueued), s.Of(events.TypeBuildStarted), s.Of(events.TypeBuildCompleted),
+		s.Of(events.TypeBuildFailed), s.Of(events.TypeBuildCanceled),
+	}
 }
 
-// changeConsumer is what changes the workers' consumer.
-func (t Topology) changeConsumer() []string {
-	return []string{
-		api("CONSUMER.CREATE", t.buildStream(), consumerName), api("CONSUMER.CREATE", t.buildStream(), consumerName, ">"),
-		api("CONSUMER.DELETE", t.buildStream(), consumerName),
+// eachConsumer is what an action of the API takes on each of the workers' consumers.
+func (t Topology) eachConsumer(action string, rest ...string) []string {
+	var out []string
+	for _, consumer := range t.consumerConfigs() {
+		out = append(out, api(append([]string{action, t.buildStream(), consumer.Name}, rest...)...))
 	}
+	return out
+}
+
+// changeConsumers is what changes the workers' consumers.
+func (t Topology) changeConsumers() []string {
+	return slices.Concat(t.eachConsumer("CONSUMER.CREATE"), t.eachConsumer("CONSUMER.CREATE", ">"), t.eachConsumer("CONSUMER.DELETE"))
+}
+
+// records is what reading, writing and watching a bucket takes.
+func (t Topology) records(bucket string) []string {
+	stream := bucketStream(bucket)
+	return append(reads(stream), api("STREAM.INFO", stream), api("STREAM.MSG.GET", stream), "$KV."+bucket+".>")
 }
 
 // reads is what reading a stream with consumers of one's own takes.
@@ -149,7 +164,12 @@ func (t Topology) uploads() []string {
 
 func api(parts ...string) string { return "$JS.API." + strings.Join(parts, ".") }
 
-// ack and ackV2 are what is published to answer a delivery; the server's feature flag
+// acks are what is published to answer a delivery; the server's feature flag
 // js_ack_fc_v2 puts domain and account before the stream.
-func ack(stream string) string   { return fmt.Sprintf("$JS.ACK.%s.%s.>", stream, consumerName) }
-func ackV2(stream string) string { return fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", stream, consumerName) }
+func acks(stream string) []string {
+	var out []string
+	for _, consumer := range []string{requestConsumer, cancelConsumer} {
+		out = append(out, fmt.Sprintf("$JS.ACK.%s.%s.>", stream, consumer), fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", stream, consumer))
+	}
+	return out
+}

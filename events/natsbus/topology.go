@@ -20,7 +20,7 @@ type Topology struct {
 	// in parts that dots separate. Names are in upper case with "_" for a dot, so
 	// that "a.b" and "A_B" cannot share a server; Provision says so. Defaults to none.
 	Prefix string
-	// Replicas of streams and ledger: 1, 3 or 5. Defaults to 1.
+	// Replicas of streams and buckets: 1, 3 or 5. Defaults to 1.
 	Replicas int
 	// MaxAge keeps events and ledger records. Defaults to 30 days.
 	MaxAge time.Duration
@@ -117,10 +117,15 @@ func (t Topology) name(base string) string {
 func (t Topology) buildStream() string { return t.name("BUILD") }
 func (t Topology) logStream() string   { return t.name("BUILD_LOG") }
 func (t Topology) ledger() string      { return t.name("KILN_LEDGER") }
+func (t Topology) backlog() string     { return t.name("KILN_BACKLOG") }
 func (t Topology) contexts() string    { return t.name("KILN_CONTEXT") }
 
-// consumerName is the durable consumer that all workers share.
-const consumerName = "build-workers"
+// The durable consumers that all workers share. Cancels have one of their own, so that
+// no backlog of requests delays them.
+const (
+	requestConsumer = "build-workers"
+	cancelConsumer  = "build-cancels"
+)
 
 // unlimited is what the server makes of a limit of 0.
 const unlimited = -1
@@ -148,12 +153,20 @@ func (t Topology) logConfig() jetstream.StreamConfig {
 	}
 }
 
+// consumerConfigs are the workers' consumers of the build stream.
+func (t Topology) consumerConfigs() []jetstream.ConsumerConfig {
+	return []jetstream.ConsumerConfig{
+		t.consumerConfig(requestConsumer, events.TypeBuildRequested, "Kiln: every worker fetches requests from here"),
+		t.consumerConfig(cancelConsumer, events.TypeBuildCancel, "Kiln: every worker fetches cancels from here"),
+	}
+}
+
 // consumerConfig leaves BackOff empty, since it would replace AckWait, and MaxDeliver
 // without limit, since the worker decides when a request has failed.
-func (t Topology) consumerConfig() jetstream.ConsumerConfig {
+func (t Topology) consumerConfig(name string, of events.Type, description string) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
-		Durable: consumerName, Name: consumerName, Description: "Kiln: every worker fetches from here",
-		FilterSubject: t.Subjects().Of(events.TypeBuildRequested), AckPolicy: jetstream.AckExplicitPolicy,
+		Durable: name, Name: name, Description: description,
+		FilterSubject: t.Subjects().Of(of), AckPolicy: jetstream.AckExplicitPolicy,
 		DeliverPolicy: jetstream.DeliverAllPolicy, AckWait: t.AckWait, MaxDeliver: -1, MaxAckPending: t.MaxAckPending,
 		Replicas: t.Replicas,
 	}
@@ -164,9 +177,25 @@ func (t Topology) consumerConfig() jetstream.ConsumerConfig {
 // it down, with one exception: no direct reads. With replicas those may be answered
 // by a follower that is behind, and a worker has to read what it wrote.
 func (t Topology) ledgerConfig() jetstream.StreamConfig {
+	return t.bucketConfig(t.ledger(), "Kiln: who builds what, and what was decided")
+}
+
+// markerTTL is how long the backlog remembers that a key was deleted. A watch that was
+// cut off for longer reads the bucket again.
+const markerTTL = 10 * time.Minute
+
+// backlogConfig is the ledger's, but deleted keys leave nothing behind, and one that is
+// too old is as deleted as any other.
+func (t Topology) backlogConfig() jetstream.StreamConfig {
+	cfg := t.bucketConfig(t.backlog(), "Kiln: accepted requests that are not finished")
+	cfg.AllowMsgTTL, cfg.SubjectDeleteMarkerTTL = true, markerTTL
+	return cfg
+}
+
+func (t Topology) bucketConfig(bucket, description string) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: bucketStream(t.ledger()), Description: "Kiln: who builds what, and what was decided",
-		Subjects: []string{"$KV." + t.ledger() + ".>"}, Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy,
+		Name: bucketStream(bucket), Description: description,
+		Subjects: []string{"$KV." + bucket + ".>"}, Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy,
 		MaxMsgsPerSubject: 1, MaxAge: t.MaxAge, Duplicates: min(2*time.Minute, t.MaxAge), Replicas: t.Replicas,
 		MaxMsgs: unlimited, MaxBytes: unlimited, Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true, AllowDirect: false,
 	}
@@ -182,6 +211,23 @@ func (t Topology) contextConfig() jetstream.StreamConfig {
 		Subjects: []string{"$O." + t.contexts() + ".C.>", "$O." + t.contexts() + ".M.>"}, Storage: jetstream.FileStorage,
 		Retention: jetstream.LimitsPolicy, MaxAge: t.ContextMaxAge, Duplicates: min(2*time.Minute, t.ContextMaxAge), Replicas: t.Replicas,
 		MaxMsgs: unlimited, MaxMsgsPerSubject: unlimited, Discard: jetstream.DiscardNew, AllowRollup: true, AllowDirect: false,
+	}
+}
+
+// object is a stream that Provision creates, by the name in its report.
+type object struct {
+	name   string
+	config jetstream.StreamConfig
+}
+
+func (t Topology) streams() []object {
+	return []object{{"stream " + t.buildStream(), t.buildConfig()}, {"stream " + t.logStream(), t.logConfig()}}
+}
+
+func (t Topology) buckets() []object {
+	return []object{
+		{"bucket " + t.ledger(), t.ledgerConfig()}, {"bucket " + t.backlog(), t.backlogConfig()},
+		{"bucket " + t.contexts(), t.contextConfig()},
 	}
 }
 

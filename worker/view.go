@@ -1,0 +1,139 @@
+package worker
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v6"
+
+	"kiln/worker/backlog"
+)
+
+// look returns an entry as the view has it.
+func (w *Worker) look(sequence uint64) (backlog.Entry, uint64, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.view.Get(sequence)
+}
+
+// dropped notes that this worker deleted an entry.
+func (w *Worker) dropped(sequence, revision uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.view.Delete(sequence, revision)
+}
+
+// write puts an entry and notes it. The revision is that of the entry that it replaces.
+func (w *Worker) write(ctx context.Context, e backlog.Entry, revision uint64) (uint64, error) {
+	raw, err := e.Encode()
+	if err != nil {
+		return 0, err
+	}
+	next, err := put(ctx, w.deps.Backlog, backlog.Key(e.Sequence), raw, revision)
+	if err != nil {
+		return 0, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.view.Put(e, next, time.Now())
+	return next, nil
+}
+
+// observeBuild notes a build's record that this worker read or wrote.
+func (w *Worker) observeBuild(r entry[buildRecord]) {
+	if r.revision == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.record(strings.TrimPrefix(r.key, buildPrefix), r.value, r.revision)
+}
+
+func (w *Worker) record(buildID string, r buildRecord, revision uint64) {
+	status, took := backlog.Free, time.Duration(0)
+	switch r.Status {
+	case statusBuilding:
+		status = backlog.Live
+	case statusCompleted:
+		status, took = backlog.Done, time.Duration(r.BuildMS)*time.Millisecond
+	case statusFailed:
+		status = backlog.Done
+	case statusReleased:
+	}
+	w.view.Record(buildID, revision, status, took, time.Now())
+}
+
+// watchBacklog keeps the view up to date until ctx ends.
+func (w *Worker) watchBacklog(ctx context.Context) {
+	w.keepWatching(ctx, "backlog", func() error {
+		w.mu.Lock()
+		w.view.Begin()
+		w.mu.Unlock()
+		return w.deps.Backlog.Watch(ctx, func(c backlog.Change) bool {
+			w.mu.Lock()
+			err := w.view.Watch(c, time.Now())
+			if c.Deleted {
+				w.orphan(ctx, c)
+			}
+			w.expect(ctx, c)
+			close(w.watched)
+			w.watched = make(chan struct{})
+			w.mu.Unlock()
+			if err != nil {
+				w.deps.Log.Error().Err(err).Str("key", c.Key).Msg("an entry of the backlog cannot be read")
+			}
+			if c.Synced {
+				w.syncedOnce.Do(func() { close(w.synced) })
+			}
+			w.wake()
+			return true
+		})
+	})
+}
+
+// watchBuilds notes what other workers do until ctx ends.
+func (w *Worker) watchBuilds(ctx context.Context) {
+	w.keepWatching(ctx, "builds", func() error {
+		return w.deps.Ledger.Watch(ctx, buildPrefix+"*", func(c backlog.Change) bool {
+			if c.Deleted || c.Synced {
+				return true
+			}
+			r, err := decodeRecord[buildRecord](c.Key, c.Value)
+			if err != nil {
+				w.deps.Log.Error().Err(err).Msg("a build's record cannot be read")
+				return true
+			}
+			w.observeBuild(entry[buildRecord]{key: c.Key, revision: c.Revision, value: r})
+			w.wake()
+			return true
+		})
+	})
+}
+
+func (w *Worker) keepWatching(ctx context.Context, what string, watch func() error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval = 100 * time.Millisecond
+	wait.MaxInterval = 5 * time.Second
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := watch()
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > wait.MaxInterval {
+			wait.Reset()
+		}
+		pause := wait.NextBackOff()
+		w.deps.Log.Warn().Err(err).Str("watch", what).Dur("retry_in", pause).Msg("cannot watch")
+		sleep(ctx, pause)
+	}
+}
+
+// wake makes the dispatcher look at the view.
+func (w *Worker) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default:
+	}
+}
