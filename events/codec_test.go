@@ -123,6 +123,22 @@ func TestOnlyRequestersMayLeaveOutTheEnvelope(t *testing.T) {
 	}
 }
 
+func TestEventsOfTheLongestRequestIDAreRead(t *testing.T) {
+	t.Parallel()
+	for _, e := range emitted() {
+		if e.ID = events.EventID(strings.Repeat("x", 200), e.Type, 1000); e.Type.Asked() {
+			continue
+		}
+		m, err := events.Encode(e, events.Subjects{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := events.Decode(m); err != nil || back.ID != e.ID {
+			t.Errorf("%s: Decode() = id %s, %v", e.Type, back.ID, err)
+		}
+	}
+}
+
 func TestOneFactHasOneID(t *testing.T) {
 	t.Parallel()
 	for typ, want := range map[events.Type]string{

@@ -24,11 +24,6 @@ const reservedID = "seq:"
 // https://www.w3.org/TR/trace-context/#traceparent-header
 var validTraceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-// validID is no regular expression: one that counts to 200 takes a millisecond of every
-// program's start.
-func validID(id string) bool {
-	return id != "" && len(id) <= 200 && !strings.ContainsFunc(id, func(r rune) bool { return r < '!' || r > '~' })
-}
 
 // DecodeError says why a message is not a valid event.
 type DecodeError struct {
@@ -225,12 +220,23 @@ func (e *Event) takeID(m Message) error {
 	switch {
 	case e.ID == "" && e.Type.Asked():
 		e.ID = m.FallbackID
-	case !validID(e.ID):
+	case !e.usableID():
 		return invalid("the id %.80q must be 1 to 200 printable ASCII characters without spaces", e.ID)
 	case strings.HasPrefix(e.ID, reservedID) && e.Type.Asked():
 		return invalid("the id %.80q begins with %q, which is reserved", e.ID, reservedID)
 	}
 	return nil
+}
+
+// usableID reports whether the id can be one. An emitted event's has a requester's in it.
+func (e *Event) usableID() bool {
+	limit := 200
+	if !e.Type.Asked() {
+		limit += len(".build.completed.") + 19
+	}
+	// No regular expression: one takes its part of every program's start.
+	unprintable := strings.ContainsFunc(e.ID, func(r rune) bool { return r < '!' || r > '~' })
+	return e.ID != "" && len(e.ID) <= limit && !unprintable
 }
 
 // read checks the data against its schema and decodes it.
@@ -271,7 +277,7 @@ func (t Type) data() any {
 // partial is what is known of an event that is not valid: a usable id, and of a
 // request its function object.
 func (e Event) partial(m Message, data json.RawMessage) Event {
-	if !validID(e.ID) || strings.HasPrefix(e.ID, reservedID) {
+	if !e.usableID() || strings.HasPrefix(e.ID, reservedID) {
 		e.ID = m.FallbackID
 	}
 	e.Data = nil
