@@ -24,7 +24,6 @@ const reservedID = "seq:"
 // https://www.w3.org/TR/trace-context/#traceparent-header
 var validTraceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-
 // DecodeError says why a message is not a valid event.
 type DecodeError struct {
 	Err error
