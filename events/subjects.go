@@ -40,7 +40,9 @@ func (s Subjects) Type(subject string) (t Type, ok bool) {
 	return t, true
 }
 
-// types are all that there are.
+// Types returns all types of events.
+func Types() []Type { return slices.Clone(types) }
+
 var types = []Type{
 	TypeBuildRequested, TypeBuildQueued, TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled,
 	TypeBuildCancel, TypeBuildDead,

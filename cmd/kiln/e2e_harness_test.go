@@ -1,4 +1,4 @@
-//go:build e2e || bench || kube
+//go:build e2e || bench || kube || chaos || load
 
 package main
 

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"kiln/builder/rehearsal"
 	"kiln/events"
 )
 
@@ -187,7 +188,7 @@ func (c *chaos) checkTags(lives map[string]*life) {
 
 // checkExecutions: no attempt is executed twice, and there are no more executions than
 // attempts that were started.
-func (c *chaos) checkExecutions(lives map[string]*life, executions []execution) {
+func (c *chaos) checkExecutions(lives map[string]*life, executions []rehearsal.Execution) {
 	type attempt struct {
 		build  string
 		number int

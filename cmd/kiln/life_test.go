@@ -12,13 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"kiln/builder/rehearsal"
 	"kiln/events"
 	"kiln/events/client"
 	"kiln/events/natsbus"
 )
 
 // newQuiet is a chaos in which nothing breaks by itself: one server, four workers.
-func newQuiet(t *testing.T, rehearse rehearsalConfig) *chaos {
+func newQuiet(t *testing.T, rehearse rehearsal.Config) *chaos {
 	t.Helper()
 	executor := requirements(t)
 	c := &chaos{t: t, dir: t.TempDir(), faults: map[string]int{}, requests: map[string]events.BuildRequest{}, registry: newMoody(t, 1), topology: natsbus.Topology{AckWait: lease}}
@@ -32,7 +33,7 @@ func newQuiet(t *testing.T, rehearse rehearsalConfig) *chaos {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := built(t, "kilnd-chaos", ".", "chaos")
+	bin := built(t, "kilnd-chaos", "../kilnd", "chaos")
 	for i := range 4 {
 		name := fmt.Sprintf("worker-%d", i+1)
 		w := &process{name: name, bin: bin, args: []string{"worker", "--http-addr", "off"}, logs: logs, env: []string{
@@ -55,7 +56,7 @@ func (c *chaos) request(name, command string) events.BuildRequest {
 }
 
 func TestAHundredRequestsShareOneExecution(t *testing.T) {
-	c := newQuiet(t, rehearsalConfig{LeastMS: 1500, MostMS: 1500})
+	c := newQuiet(t, rehearsal.Config{LeastMS: 1500, MostMS: 1500})
 	var asking sync.WaitGroup
 	results := make([]client.Result, 100)
 	for i := range results {
@@ -118,7 +119,7 @@ func TestAnotherWorkerTakesOverWithinALease(t *testing.T) {
 		"stopped": func(w *process) { w.signal(syscall.SIGSTOP) },
 	} {
 		t.Run(fault, func(t *testing.T) {
-			c := newQuiet(t, rehearsalConfig{LeastMS: 4000, MostMS: 4000})
+			c := newQuiet(t, rehearsal.Config{LeastMS: 4000, MostMS: 4000})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			ticket, err := c.client.RequestBuild(ctx, c.request("taken", "echo taken"))
@@ -159,7 +160,7 @@ func TestAnotherWorkerTakesOverWithinALease(t *testing.T) {
 }
 
 func TestRollingRestartLosesAndRepeatsNothing(t *testing.T) {
-	c := newQuiet(t, rehearsalConfig{LeastMS: 50, MostMS: 800})
+	c := newQuiet(t, rehearsal.Config{LeastMS: 50, MostMS: 800})
 	const n = 300
 	var publishing sync.WaitGroup
 	publishing.Go(func() {

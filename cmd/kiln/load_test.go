@@ -21,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"kiln/builder/rehearsal"
 	"kiln/events"
 	"kiln/events/natsbus"
 )
@@ -55,7 +56,7 @@ type load struct {
 func newLoad(t *testing.T) *load {
 	t.Helper()
 	executor := requirements(t)
-	l := &load{t: t, dir: t.TempDir(), registry: newMoody(t, 1), bin: built(t, "kilnd-load", ".", "load")}
+	l := &load{t: t, dir: t.TempDir(), registry: newMoody(t, 1), bin: built(t, "kilnd-load", "../kilnd", "load")}
 	l.logs = filepath.Join("..", "..", ".cache", "load", t.Name())
 	if err := os.MkdirAll(l.logs, 0o755); err != nil {
 		t.Fatal(err)
@@ -80,7 +81,7 @@ func newLoad(t *testing.T) *load {
 }
 
 func (l *load) worker(i int) *process {
-	rehearse, err := json.Marshal(rehearsalConfig{Digest: l.digest})
+	rehearse, err := json.Marshal(rehearsal.Config{Digest: l.digest})
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"kiln/builder/rehearsal"
 	"kiln/events"
 	"kiln/events/client"
 	"kiln/events/natsbus"
@@ -113,11 +114,11 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	nc := c.servers.connect(t)
 	c.js = c.servers.provision(t, nc, c.topology)
 	pushBase(t, c.registry.host+"/base:1", 0)
-	rehearse, err := json.Marshal(rehearsalConfig{Journal: c.journal(), LeastMS: 20, MostMS: 1500, Fail: 0.03, Break: 0.03, Real: 0.05})
+	rehearse, err := json.Marshal(rehearsal.Config{Journal: c.journal(), LeastMS: 20, MostMS: 1500, Fail: 0.03, Break: 0.03, Real: 0.05})
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := built(t, "kilnd-chaos", ".", "chaos")
+	bin := built(t, "kilnd-chaos", "../kilnd", "chaos")
 	for i := range 4 {
 		name := fmt.Sprintf("worker-%d", i+1)
 		w := &process{name: name, bin: bin, args: []string{"worker", "--http-addr", "off"}, logs: logs, env: []string{
@@ -304,15 +305,15 @@ func (c *chaos) awaitTerminal(patience time.Duration, requests int) {
 }
 
 // executions reads the journal of the rehearsed engine.
-func (c *chaos) executions() []execution {
+func (c *chaos) executions() []rehearsal.Execution {
 	raw, err := os.ReadFile(c.journal())
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	var all []execution
+	var all []rehearsal.Execution
 	lines := bufio.NewScanner(bytes.NewReader(raw))
 	for lines.Scan() {
-		var e execution
+		var e rehearsal.Execution
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			c.t.Errorf("journal: %v: %s", err, lines.Bytes())
 		}
