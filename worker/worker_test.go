@@ -82,6 +82,7 @@ type bundle struct {
 	// nuclio and secrets may be nil.
 	nuclio  Nuclio
 	secrets builder.SecretStore
+	limits  builder.Limits
 	worker  *Worker
 	stop    context.CancelFunc
 	done    chan struct{}
@@ -154,7 +155,7 @@ func (b *bundle) join(t *testing.T, cfg Config, l *link, change ...func(*Worker)
 		b.runs.Add(1)
 		return b.engine(ctx, p, logs)
 	})
-	bld, err := builder.New(builder.Config{}, builder.Lookup{Registry: linkRegistry{l, reg}, Secrets: b.secrets}, engine)
+	bld, err := builder.New(builder.Config{Limits: b.limits}, builder.Lookup{Registry: linkRegistry{l, reg}, Secrets: b.secrets}, engine)
 	if err != nil {
 		t.Fatal(err)
 	}
