@@ -243,9 +243,9 @@ func TestABuildOfADeadWorkerIsTakenOver(t *testing.T) {
 	g.await(t)
 	shared.await(t, "ack")
 	shared.answered <- "ack"
+	<-b.another(t, "w2").worker.synced
 	began := time.Now()
 	first.link.kill()
-	b.another(t, "w2")
 	lead.end(t)
 	if took := time.Since(began); took > lease+time.Second {
 		t.Errorf("taken over after %s, want within a lease of %s and a second", took, lease)
