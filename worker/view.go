@@ -84,12 +84,28 @@ func (w *Worker) watchBacklog(ctx context.Context) {
 				w.deps.Log.Error().Err(err).Str("key", c.Key).Msg("an entry of the backlog cannot be read")
 			}
 			if c.Synced {
+				w.jobs.Go(func() { w.peek(ctx) })
 				w.syncedOnce.Do(func() { close(w.synced) })
 			}
 			w.wake()
 			return true
 		})
 	})
+}
+
+// peek reads the records of the builds that run when a watch begins: from here on this
+// worker knows whether they change.
+func (w *Worker) peek(ctx context.Context) {
+	w.mu.Lock()
+	running := w.view.Running()
+	w.mu.Unlock()
+	for _, e := range running {
+		record, err := load[buildRecord](ctx, w.deps.Ledger, buildKey(e.BuildID))
+		if err != nil {
+			continue // it takes a lease longer to find out
+		}
+		w.observeBuild(record)
+	}
 }
 
 // watchBuilds notes what other workers do until ctx ends.

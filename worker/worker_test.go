@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -81,6 +82,7 @@ type bundle struct {
 	// nuclio and secrets may be nil.
 	nuclio  Nuclio
 	secrets builder.SecretStore
+	limits  builder.Limits
 	worker  *Worker
 	stop    context.CancelFunc
 	done    chan struct{}
@@ -119,32 +121,59 @@ func setup(t *testing.T, change func(*bundle)) *bundle {
 	return b
 }
 
+// member is one running worker of a bundle.
+type member struct {
+	worker *Worker
+	link   *link
+	stop   context.CancelFunc
+	done   chan struct{}
+}
+
 // start runs a worker on the bundle's queue until the test ends or stop is called.
 func (b *bundle) start(t *testing.T) {
+	t.Helper()
+	m := b.join(t, b.cfg, newLink(1))
+	b.worker, b.stop, b.done = m.worker, m.stop, m.done
+}
+
+// another runs one more worker under the given name.
+func (b *bundle) another(t *testing.T, name string) *member {
+	t.Helper()
+	cfg := b.cfg
+	cfg.Name = name
+	return b.join(t, cfg, newLink(2))
+}
+
+// join runs a worker behind the link; change, if there is one, sees it before it runs.
+func (b *bundle) join(t *testing.T, cfg Config, l *link, change ...func(*Worker)) *member {
 	t.Helper()
 	reg, err := registry.New(registry.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine := b.engine
-	bld, err := builder.New(builder.Config{}, builder.Lookup{Registry: reg, Secrets: b.secrets}, engineFunc(func(ctx context.Context, p builder.Plan, l io.Writer) (builder.Result, error) {
+	engine := l.engine(func(ctx context.Context, p builder.Plan, logs io.Writer) (builder.Result, error) {
 		b.runs.Add(1)
-		return engine(ctx, p, l)
-	}))
+		return b.engine(ctx, p, logs)
+	})
+	bld, err := builder.New(builder.Config{Limits: b.limits}, builder.Lookup{Registry: linkRegistry{l, reg}, Secrets: b.secrets}, engine)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := New(b.cfg, Deps{
-		Queue: b.queue, Cancels: b.cancels, Publisher: b.stream, Ledger: b.ledger, Backlog: b.backlog, Logs: b.logs, Builder: bld, Nuclio: b.nuclio, Log: zerolog.New(zerolog.NewTestWriter(t)),
+	w, err := New(cfg, Deps{
+		Queue: linkQueue{l, b.queue}, Cancels: linkQueue{l, b.cancels}, Publisher: linkStream{l, b.stream},
+		Ledger: linkLedger{linkStore{l, b.ledger.memBucket}}, Backlog: linkBacklog{linkStore{l, b.backlog.memBucket}},
+		Logs: b.logs, Builder: bld, Nuclio: b.nuclio, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, c := range change {
+		c(w)
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	b.worker, b.stop, b.done = w, stop, done
+	m := &member{worker: w, link: l, stop: stop, done: make(chan struct{})}
 	go func() {
-		defer close(done)
+		defer close(m.done)
 		if err := w.Run(ctx); err != nil {
 			t.Errorf("Run() = %v", err)
 		}
@@ -152,9 +181,10 @@ func (b *bundle) start(t *testing.T) {
 	t.Cleanup(func() {
 		stop()
 		w.Interrupt()
-		<-done
+		<-m.done
 		reg.Close()
 	})
+	return m
 }
 
 func (b *bundle) pushBase(t *testing.T) {
@@ -207,8 +237,8 @@ func (b *bundle) spec(commands ...string) map[string]any {
 // terminals returns the terminal events, each checked against its schema.
 func (b *bundle) terminals(t *testing.T) []events.Event {
 	t.Helper()
-	all := b.stream.of(events.TypeBuildCompleted, events.TypeBuildFailed)
-	for _, e := range append(all, b.stream.of(events.TypeBuildStarted)...) {
+	all := b.stream.of(events.TypeBuildCompleted, events.TypeBuildFailed, events.TypeBuildCanceled)
+	for _, e := range append(slices.Clone(all), b.stream.of(events.TypeBuildStarted, events.TypeBuildQueued, events.TypeBuildDead)...) {
 		data, err := json.Marshal(e.Data)
 		if err != nil {
 			t.Fatal(err)

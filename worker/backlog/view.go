@@ -404,6 +404,9 @@ func (v *View) build(id string) *build {
 // Len returns how many entries there are and how many of them run.
 func (v *View) Len() (all, running int) { return len(v.items), v.running }
 
+// Running returns the entries that run.
+func (v *View) Running() []Entry { return sorted(v.runs) }
+
 // Project returns how many entries a project has.
 func (v *View) Project(name string) int {
 	if p := v.projects[name]; p != nil {
