@@ -84,8 +84,11 @@ func TestCancelIsReadInEveryMode(t *testing.T) {
 		"bare":                 {cancel(`{"request_id":"seq:BUILD:7"}`), "seq:BUILD:42", events.BuildCancel{RequestID: "seq:BUILD:7"}},
 		"bare with message id": {with(cancel(`{"build_id":"`+build+`","request_id":null}`), "Nats-Msg-Id", "c"), "c", events.BuildCancel{BuildID: build}},
 		"structured":           {cancel(envelope + `{"request_id":"r","reason":"late"}}`), "e1", events.BuildCancel{RequestID: "r", Reason: "late"}},
-		"binary": {with(cancel(`{"request_id":"r"}`), "ce-specversion", "1.0", "ce-id", "e1", "ce-source", "/me", "ce-type", "build.cancel"),
-			"e1", events.BuildCancel{RequestID: "r"}},
+		"binary": {
+			with(cancel(`{"request_id":"r"}`), "ce-specversion", "1.0", "ce-id", "e1", "ce-source", "/me", "ce-type", "build.cancel"),
+			"e1",
+			events.BuildCancel{RequestID: "r"},
+		},
 	} {
 		e, err := events.Decode(tc.message)
 		got, ok := e.Data.(*events.BuildCancel)

@@ -79,7 +79,7 @@ func headerID(m Message) string {
 
 // typeOf reads the type off the end of a subject, whatever its prefix.
 func typeOf(subject string) Type {
-	for _, t := range types {
+	for _, t := range Types() {
 		if subject == string(t) || strings.HasSuffix(subject, "."+string(t)) {
 			return t
 		}

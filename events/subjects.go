@@ -34,18 +34,18 @@ func (s Subjects) AllLogs() string { return s.prefix() + "build.log.*" }
 // Type returns the event type of a subject; ok is false when it is none of ours.
 func (s Subjects) Type(subject string) (t Type, ok bool) {
 	rest, ok := strings.CutPrefix(subject, s.prefix())
-	if t = Type(rest); !ok || !slices.Contains(types, t) {
+	if t = Type(rest); !ok || !slices.Contains(Types(), t) {
 		return "", false
 	}
 	return t, true
 }
 
 // Types returns all types of events.
-func Types() []Type { return slices.Clone(types) }
-
-var types = []Type{
-	TypeBuildRequested, TypeBuildQueued, TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled,
-	TypeBuildCancel, TypeBuildDead,
+func Types() []Type {
+	return []Type{
+		TypeBuildRequested, TypeBuildQueued, TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled,
+		TypeBuildCancel, TypeBuildDead,
+	}
 }
 
 // EventID returns the id of an emitted event, which is its Nats-Msg-Id too: the

@@ -26,8 +26,8 @@ type buildCmd struct {
 // Help is shown below the flags.
 func (buildCmd) Help() string {
 	return `Publishes build.requested and follows the build. The exit code is 0 when the image is
-there (built, reused or not needed), 1 when the build failed, 2 for a bad file or
-flag, 3 when no NATS server answers.
+there (built, reused or not needed), 1 when the build failed or was canceled, 2 for a
+bad file or flag, 3 when no NATS server answers.
 
 Examples:
   kiln build -f function.yaml
@@ -119,6 +119,8 @@ func (b *buildCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Clien
 	defer stopLogs()
 	err := kiln.Watch(ctx, ticket, func(e events.Event) bool {
 		switch data := e.Data.(type) {
+		case *events.BuildQueued:
+			p.queued(data)
 		case *events.BuildStarted:
 			p.building(data)
 			logs.Go(func() { _ = kiln.Logs(logCtx, data.BuildID, data.Attempt, true, p) })
@@ -126,6 +128,8 @@ func (b *buildCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Clien
 			result.Completed = data
 		case *events.BuildFailed:
 			result.Failed = data
+		case *events.BuildCanceled:
+			result.Canceled = data
 		}
 		return true
 	})
@@ -138,20 +142,43 @@ func (b *buildCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Clien
 
 // finish prints the result and turns it into the exit code.
 func (b *buildCmd) finish(s cli.Streams, r client.Result) error {
-	switch {
-	case b.Output == "json" && r.Completed != nil:
-		return cli.WriteJSON(s.Out, r.Completed)
-	case b.Output == "json":
-		if err := cli.WriteJSON(s.Out, r.Failed); err != nil {
+	if b.Output == "json" {
+		if err := cli.WriteJSON(s.Out, dataOf(r)); err != nil {
 			return err
 		}
+	} else {
+		printResult(s.Out, r, false)
+	}
+	if r.Completed == nil {
 		return &cli.ExitError{Code: cli.ExitFailed}
+	}
+	return nil
+}
+
+// dataOf is the terminal event's data.
+func dataOf(r client.Result) any {
+	switch {
 	case r.Completed != nil:
-		printCompleted(s.Out, r.Completed)
-		return nil
+		return r.Completed
+	case r.Failed != nil:
+		return r.Failed
 	default:
-		printFailed(s.Out, r.Failed, false)
-		return &cli.ExitError{Code: cli.ExitFailed}
+		return r.Canceled
+	}
+}
+
+// printResult prints what ended a request; nothing while nothing did.
+func printResult(w io.Writer, r client.Result, tail bool) {
+	switch {
+	case r.Completed != nil:
+		printCompleted(w, r.Completed)
+	case r.Failed != nil:
+		printFailed(w, r.Failed, tail)
+	case r.Canceled != nil:
+		fmt.Fprintf(w, "canceled  %s\n", r.Canceled.Reason)
+		if by := r.Canceled.SupersededBy; by != "" {
+			fmt.Fprintf(w, "  by      request %s\n", by)
+		}
 	}
 }
 

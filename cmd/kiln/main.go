@@ -26,6 +26,8 @@ type commands struct {
 	Status      statusCmd     `cmd:"" help:"Show what became of a request."`
 	Logs        logsCmd       `cmd:"" help:"Print the log of a build."`
 	Ls          lsCmd         `cmd:"" help:"List requests."`
+	Cancel      cancelCmd     `cmd:"" help:"Cancel a request, or all that wait for a build."`
+	Redrive     redriveCmd    `cmd:"" help:"List or publish again requests that were given up."`
 	Worker      daemonCmd     `cmd:"" passthrough:"" help:"${help_worker}"`
 	Doctor      daemonCmd     `cmd:"" passthrough:"" help:"${help_doctor}"`
 	Provision   daemonCmd     `cmd:"" passthrough:"" help:"${help_provision}"`

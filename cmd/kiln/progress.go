@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ type progress struct {
 	notes   io.Writer
 	state   string
 	since   time.Time
+	told    bool // why the request waits
 	done    chan struct{}
 	stopped sync.WaitGroup
 	once    sync.Once
@@ -43,7 +45,6 @@ func newProgress(errs, out io.Writer, quiet bool) *progress {
 func (p *progress) tick() {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	warned := false
 	for {
 		select {
 		case <-p.done:
@@ -51,8 +52,8 @@ func (p *progress) tick() {
 		case <-ticker.C:
 		}
 		p.mu.Lock()
-		if p.state == "" && !warned && time.Since(p.since) > patience {
-			warned = true
+		if p.state == "" && !p.told && time.Since(p.since) > patience {
+			p.told = true
 			p.clear()
 			fmt.Fprintln(p.notes, "still queued: is a worker running, and is it free?")
 		}
@@ -78,6 +79,26 @@ func (p *progress) note(text string) {
 	p.clear()
 	fmt.Fprintln(p.notes, text)
 	p.draw()
+}
+
+// queued notes what the request waits for.
+func (p *progress) queued(e *events.BuildQueued) {
+	p.note(waiting(e))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told = true
+}
+
+// waiting is what the request waits for, in words.
+func waiting(e *events.BuildQueued) string {
+	text := strings.TrimSuffix(e.Reason, ".")
+	if e.Position > 0 {
+		text += fmt.Sprintf("; position %d", e.Position)
+	}
+	if !e.EstimatedStart.IsZero() {
+		text += ", starts about " + e.EstimatedStart.Local().Format(time.TimeOnly)
+	}
+	return text
 }
 
 // building notes that an attempt began.

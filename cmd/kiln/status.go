@@ -60,12 +60,10 @@ func printStatus(w io.Writer, s client.Status) {
 	if s.BuildID != "" {
 		fmt.Fprintf(w, "build    %s attempt %d\n", s.BuildID, s.Attempt)
 	}
-	switch {
-	case s.Completed != nil:
-		printCompleted(w, s.Completed)
-	case s.Failed != nil:
-		printFailed(w, s.Failed, true)
+	if s.Queued != nil {
+		fmt.Fprintf(w, "waiting  %s\n", waiting(s.Queued))
 	}
+	printResult(w, client.Result{Completed: s.Completed, Failed: s.Failed, Canceled: s.Canceled}, true)
 }
 
 type logsCmd struct {
@@ -96,7 +94,7 @@ func (c *logsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) erro
 	if err != nil {
 		return err
 	}
-	if status.BuildID == "" && c.Follow && status.State == client.StateQueued {
+	if c.Follow && status.State == client.StateQueued {
 		if status, err = awaitBuild(ctx, kiln, status); err != nil {
 			return err
 		}
@@ -161,14 +159,16 @@ func resultOf(s client.Status) string {
 		return string(s.Completed.Outcome)
 	case s.Failed != nil:
 		return s.Failed.Error.Code
+	case s.Queued != nil && s.Queued.Position > 0:
+		return fmt.Sprintf("position %d", s.Queued.Position)
 	default:
 		return "-"
 	}
 }
 
-// awaitBuild waits until the request has a build or is decided without one.
+// awaitBuild waits until the request's build runs or is decided.
 func awaitBuild(ctx context.Context, kiln *client.Client, s client.Status) (client.Status, error) {
-	err := kiln.Watch(ctx, client.Ticket{ID: s.RequestID}, func(events.Event) bool { return false })
+	err := kiln.Watch(ctx, client.Ticket{ID: s.RequestID}, func(e events.Event) bool { return e.Type == events.TypeBuildQueued })
 	if err != nil {
 		return s, err
 	}
