@@ -140,8 +140,8 @@ func TestSparkImageAsksForTheDefaultImages(t *testing.T) {
 		}
 		rules := function.Config{Registry: "registry.example.com", Spark: function.Spark{Image: "gcr.io/iguazio/spark-app", Tag: "v3"}}
 		resolved, err := function.Resolve(rules, worker.Input("spark", &request))
-		if err != nil || !resolved.Decision.Build || resolved.Decision.Image != tc.target {
-			t.Errorf("a worker makes %+v of it (%v)", resolved.Decision, err)
+		if err != nil || !resolved.Decision.Build || resolved.UserImage != tc.target {
+			t.Errorf("a worker makes %q of it (%v): %+v", resolved.UserImage, err, resolved.Decision)
 		}
 	}
 	_, errs, code := execute(t, "", "spark-image", "--kind", "spark", "--nats-url", "nats://127.0.0.1:1")
