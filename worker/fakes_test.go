@@ -38,7 +38,7 @@ func newMemQueue(last *atomic.Uint64, b *memBucket) *memQueue {
 func (q *memQueue) add(m events.Message) *memMessage {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	msg := &memMessage{q: q, event: m, sequence: q.last.Add(1), answered: make(chan string, 100)}
+	msg := memMessage{q: q, event: m, sequence: q.last.Add(1)}.init()
 	q.stored[msg.sequence] = m
 	q.ch <- msg
 	return msg
@@ -74,7 +74,8 @@ type memMessage struct {
 	q        *memQueue
 	sequence uint64
 	event    events.Message
-	answered chan string
+	acked    chan struct{} // closed by the first Ack
+	nakked   chan struct{}
 	// lostAck makes the next Ack fail after the queue forgot about it, so that the
 	// message comes again.
 	lostAck bool
@@ -92,6 +93,11 @@ func (m *memMessage) InProgress(context.Context) error {
 	return nil
 }
 
+func (m memMessage) init() *memMessage {
+	m.acked, m.nakked = make(chan struct{}), make(chan struct{}, 1000)
+	return &m
+}
+
 func (m *memMessage) Ack(context.Context) error {
 	m.q.mu.Lock()
 	defer m.q.mu.Unlock()
@@ -101,7 +107,11 @@ func (m *memMessage) Ack(context.Context) error {
 		return errors.New("no answer to the ack")
 	}
 	m.q.acks++
-	m.answered <- "ack"
+	select {
+	case <-m.acked:
+	default:
+		close(m.acked)
+	}
 	return nil
 }
 
@@ -109,7 +119,7 @@ func (m *memMessage) Nak(_ context.Context, d time.Duration) error {
 	m.q.mu.Lock()
 	defer m.q.mu.Unlock()
 	m.q.naks = append(m.q.naks, d)
-	m.answered <- "nak"
+	m.nakked <- struct{}{}
 	if !m.once {
 		time.AfterFunc(d, func() { m.q.ch <- m })
 	}
@@ -118,16 +128,14 @@ func (m *memMessage) Nak(_ context.Context, d time.Duration) error {
 
 func (m *memMessage) await(t *testing.T, want string) {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
-	for {
-		select {
-		case got := <-m.answered:
-			if got == want {
-				return
-			}
-		case <-timeout:
-			t.Fatalf("message was not answered with %s in time", want)
-		}
+	answer := m.acked
+	if want == "nak" {
+		answer = m.nakked
+	}
+	select {
+	case <-answer:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("message %d was not answered with %s in time", m.sequence, want)
 	}
 }
 

@@ -131,7 +131,6 @@ func TestManyRequestsShareOneBuildAndHoldNoSlots(t *testing.T) {
 	for n := range 50 {
 		m := b.queue.add(b.named(fmt.Sprintf("r%d", n), fmt.Sprintf("f%d", n), nil, "echo same"))
 		m.await(t, "ack")
-		m.answered <- "ack"
 		all = append(all, m)
 	}
 	g.await(t)
@@ -175,7 +174,6 @@ func TestAFailedBuildFailsAllThatWaitedAndNoneThatCameLater(t *testing.T) {
 	for n := range 5 {
 		m := b.queue.add(b.request(fmt.Sprintf("r%d", n), b.spec("exit 7"), nil))
 		m.await(t, "ack")
-		m.answered <- "ack"
 		all = append(all, m)
 	}
 	g.await(t)
@@ -242,7 +240,6 @@ func TestABuildOfADeadWorkerIsTakenOver(t *testing.T) {
 	shared := b.queue.add(b.request("r2", b.spec("echo hi"), nil))
 	g.await(t)
 	shared.await(t, "ack")
-	shared.answered <- "ack"
 	<-b.another(t, "w2").worker.synced
 	began := time.Now()
 	first.link.kill()
@@ -341,7 +338,6 @@ func TestCancelEndsARequestWhereverItIs(t *testing.T) {
 	g.await(t)
 	waits := b.queue.add(b.request("waits", b.spec("echo waits"), nil))
 	waits.await(t, "ack")
-	waits.answered <- "ack"
 
 	b.cancel(events.BuildCancel{RequestID: "waits"}).await(t, "ack")
 	waits.end(t)
@@ -354,7 +350,7 @@ func TestCancelEndsARequestWhereverItIs(t *testing.T) {
 		t.Errorf("the build ended with %v, want a cancel", cause)
 	}
 	b.queue.mu.Lock()
-	old := &memMessage{q: b.queue, event: b.request("early", b.spec("echo early"), nil), sequence: early, answered: make(chan string, 9)}
+	old := memMessage{q: b.queue, event: b.request("early", b.spec("echo early"), nil), sequence: early}.init()
 	b.queue.mu.Unlock()
 	b.queue.ch <- old
 	old.end(t)
@@ -388,7 +384,6 @@ func TestWhenTheLeadIsCanceledTheBuildGoesOnForTheOthers(t *testing.T) {
 	for n := range 3 {
 		m := b.queue.add(b.request(fmt.Sprintf("other%d", n), b.spec("echo hi"), nil))
 		m.await(t, "ack")
-		m.answered <- "ack"
 		others = append(others, m)
 	}
 	b.cancel(events.BuildCancel{RequestID: "lead"}).await(t, "ack")
@@ -429,7 +424,6 @@ func TestCancelOfABuildEndsAllItsRequests(t *testing.T) {
 	for n := range 3 {
 		m := b.queue.add(b.request(fmt.Sprintf("r%d", n+1), b.spec("echo hi"), nil))
 		m.await(t, "ack")
-		m.answered <- "ack"
 		all = append(all, m)
 	}
 	b.cancel(events.BuildCancel{BuildID: id}).await(t, "ack")
@@ -449,10 +443,8 @@ func TestANewerRequestSupersedesOlderOnesThatWait(t *testing.T) {
 	g.await(t)
 	second := b.queue.add(b.request("second", b.spec("echo 2"), nil))
 	second.await(t, "ack")
-	second.answered <- "ack"
 	elsewhere := b.queue.add(b.named("elsewhere", "other", nil, "echo 3"))
 	elsewhere.await(t, "ack")
-	elsewhere.answered <- "ack"
 	third := b.queue.add(b.request("third", b.spec("echo 4"), map[string]any{"options": map[string]any{"supersede": true}}))
 	second.end(t)
 	if c := b.canceled(t, "second"); c.SupersededBy != "third" || !strings.Contains(c.Reason, "third") {
@@ -473,12 +465,10 @@ func TestAWaitingRequestIsToldWhere(t *testing.T) {
 	for _, id := range []string{"second", "third"} {
 		m := b.queue.add(b.request(id, b.spec("echo "+id), map[string]any{"options": map[string]any{"priority": "bulk"}}))
 		m.await(t, "ack")
-		m.answered <- "ack"
 		all = append(all, m)
 	}
 	shared := b.queue.add(b.request("shared", b.spec("echo 1"), nil))
 	shared.await(t, "ack")
-	shared.answered <- "ack"
 	close(g.open)
 	endAll(t, append(all, first, shared))
 	got := map[string]*events.BuildQueued{}
@@ -505,7 +495,6 @@ func TestAFullQueueRefusesOnlyItsProject(t *testing.T) {
 	for n := range 2 {
 		m := b.queue.add(b.request(fmt.Sprintf("r%d", n), b.spec(fmt.Sprintf("echo %d", n)), nil))
 		m.await(t, "ack")
-		m.answered <- "ack"
 		all = append(all, m)
 	}
 	b.queue.add(b.request("full", b.spec("echo full"), nil)).end(t)

@@ -83,9 +83,11 @@ type bundle struct {
 	nuclio  Nuclio
 	secrets builder.SecretStore
 	limits  builder.Limits
-	worker  *Worker
-	stop    context.CancelFunc
-	done    chan struct{}
+	// idle starts no worker.
+	idle   bool
+	worker *Worker
+	stop   context.CancelFunc
+	done   chan struct{}
 }
 
 func setup(t *testing.T, change func(*bundle)) *bundle {
@@ -117,7 +119,9 @@ func setup(t *testing.T, change func(*bundle)) *bundle {
 	if change != nil {
 		change(b)
 	}
-	b.start(t)
+	if !b.idle {
+		b.start(t)
+	}
 	return b
 }
 
@@ -415,7 +419,7 @@ func TestLostAckIsAnsweredAgainWithoutASecondEvent(t *testing.T) {
 	b := setup(t, func(b *bundle) { b.stream.forget = true })
 	msg := b.request("r1", b.spec("echo hi"), nil)
 	b.queue.mu.Lock()
-	m := &memMessage{q: b.queue, event: msg, sequence: b.queue.last.Add(1), answered: make(chan string, 10), lostAck: true}
+	m := memMessage{q: b.queue, event: msg, sequence: b.queue.last.Add(1), lostAck: true}.init()
 	b.queue.mu.Unlock()
 	b.queue.ch <- m
 	m.end(t)
