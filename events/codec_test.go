@@ -84,8 +84,11 @@ func TestCancelIsReadInEveryMode(t *testing.T) {
 		"bare":                 {cancel(`{"request_id":"seq:BUILD:7"}`), "seq:BUILD:42", events.BuildCancel{RequestID: "seq:BUILD:7"}},
 		"bare with message id": {with(cancel(`{"build_id":"`+build+`","request_id":null}`), "Nats-Msg-Id", "c"), "c", events.BuildCancel{BuildID: build}},
 		"structured":           {cancel(envelope + `{"request_id":"r","reason":"late"}}`), "e1", events.BuildCancel{RequestID: "r", Reason: "late"}},
-		"binary": {with(cancel(`{"request_id":"r"}`), "ce-specversion", "1.0", "ce-id", "e1", "ce-source", "/me", "ce-type", "build.cancel"),
-			"e1", events.BuildCancel{RequestID: "r"}},
+		"binary": {
+			with(cancel(`{"request_id":"r"}`), "ce-specversion", "1.0", "ce-id", "e1", "ce-source", "/me", "ce-type", "build.cancel"),
+			"e1",
+			events.BuildCancel{RequestID: "r"},
+		},
 	} {
 		e, err := events.Decode(tc.message)
 		got, ok := e.Data.(*events.BuildCancel)
@@ -119,6 +122,22 @@ func TestOnlyRequestersMayLeaveOutTheEnvelope(t *testing.T) {
 		_, err = events.Decode(events.Message{Subject: string(e.Type), Data: data, FallbackID: "seq:BUILD:1"})
 		if (err == nil) != e.Type.Asked() {
 			t.Errorf("a bare %s: %v", e.Type, err)
+		}
+	}
+}
+
+func TestEventsOfTheLongestRequestIDAreRead(t *testing.T) {
+	t.Parallel()
+	for _, e := range emitted() {
+		if e.ID = events.EventID(strings.Repeat("x", 200), e.Type, 1000); e.Type.Asked() {
+			continue
+		}
+		m, err := events.Encode(e, events.Subjects{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := events.Decode(m); err != nil || back.ID != e.ID {
+			t.Errorf("%s: Decode() = id %s, %v", e.Type, back.ID, err)
 		}
 	}
 }

@@ -34,16 +34,18 @@ func (s Subjects) AllLogs() string { return s.prefix() + "build.log.*" }
 // Type returns the event type of a subject; ok is false when it is none of ours.
 func (s Subjects) Type(subject string) (t Type, ok bool) {
 	rest, ok := strings.CutPrefix(subject, s.prefix())
-	if t = Type(rest); !ok || !slices.Contains(types, t) {
+	if t = Type(rest); !ok || !slices.Contains(types(), t) {
 		return "", false
 	}
 	return t, true
 }
 
 // types are all that there are.
-var types = []Type{
-	TypeBuildRequested, TypeBuildQueued, TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled,
-	TypeBuildCancel, TypeBuildDead,
+func types() []Type {
+	return []Type{
+		TypeBuildRequested, TypeBuildQueued, TypeBuildStarted, TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled,
+		TypeBuildCancel, TypeBuildDead,
+	}
 }
 
 // EventID returns the id of an emitted event, which is its Nats-Msg-Id too: the

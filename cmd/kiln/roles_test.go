@@ -293,7 +293,7 @@ func startRoleWorker(t *testing.T, s secured) string {
 	if _, err := requests.Pending(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 5 {
+	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 7 {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	w, err := worker.New(worker.Config{Function: function.Config{Registry: images.Host}}, worker.Deps{
@@ -327,13 +327,13 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 		"build.started":   {w}, "build.completed": {w}, "build.failed": {w}, "build.log.x": {w},
 		"build.other": nil, "run.requested": nil, "elsewhere": nil,
 		"$KV.KILN_LEDGER.build.x": {w}, "$KV.OTHER.x": nil,
-		"$JS.API.STREAM.MSG.GET.KV_KILN_LEDGER": {w, o}, "$JS.API.STREAM.MSG.GET.BUILD": {o}, "$JS.API.DIRECT.GET.BUILD": nil,
+		"$JS.API.STREAM.MSG.GET.KV_KILN_LEDGER": {w, o}, "$JS.API.STREAM.MSG.GET.BUILD": {w, o}, "$JS.API.DIRECT.GET.BUILD": nil,
 		"$JS.API.STREAM.INFO.BUILD": {w, o}, "$JS.API.STREAM.CREATE.BUILD": {o}, "$JS.API.STREAM.UPDATE.BUILD": {o},
 		"$JS.API.STREAM.DELETE.BUILD": {o}, "$JS.API.STREAM.PURGE.KV_KILN_LEDGER": {o}, "$JS.API.STREAM.MSG.DELETE.BUILD": {o},
 		"$JS.API.STREAM.CREATE.OTHER": nil, "$JS.API.STREAM.DELETE.OTHER": nil,
 		"$JS.API.CONSUMER.CREATE.BUILD.x": {c, w}, "$JS.API.CONSUMER.CREATE.BUILD.x.build.failed": {c, w},
 		"$JS.API.CONSUMER.DURABLE.CREATE.BUILD.x": nil, "$JS.API.CONSUMER.MSG.NEXT.BUILD.x": {c, w},
-		"$JS.API.CONSUMER.CREATE.BUILD_LOG.x": {c}, "$JS.API.CONSUMER.CREATE.KV_KILN_LEDGER.x": nil,
+		"$JS.API.CONSUMER.CREATE.BUILD_LOG.x": {c}, "$JS.API.CONSUMER.CREATE.KV_KILN_LEDGER.x": {w},
 		"$JS.API.CONSUMER.INFO.BUILD.build-workers": {w, o}, "$JS.API.CONSUMER.MSG.NEXT.BUILD.build-workers": {w},
 		"$JS.API.CONSUMER.CREATE.BUILD.build-workers": {o}, "$JS.API.CONSUMER.CREATE.BUILD.build-workers.build.requested": {o},
 		"$JS.API.CONSUMER.DELETE.BUILD.build-workers": {o}, "$JS.API.CONSUMER.PAUSE.BUILD.build-workers": {o},

@@ -154,7 +154,7 @@ func (c *Client) Await(ctx context.Context, t Ticket) (Result, error) {
 // error). A terminal event that cannot be read is an error, not an endless wait.
 func (c *Client) Watch(ctx context.Context, t Ticket, visit func(events.Event) bool) error {
 	var unreadable error
-	err := c.bus.Follow(ctx, emitted, natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
+	err := c.bus.Follow(ctx, emitted(), natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
 		e, err := events.Decode(m)
 		if err != nil && e.Type.Terminal() && e.ID == events.EventID(t.ID, e.Type, 0) {
 			unreadable = fmt.Errorf("the request ended with a %s that cannot be read; a newer Kiln may have written it: %w", e.Type, err)
@@ -175,8 +175,10 @@ func (c *Client) Logs(ctx context.Context, buildID string, attempt int, follow b
 }
 
 // emitted are the types of the events that tell how a request fares.
-var emitted = []events.Type{
-	events.TypeBuildQueued, events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed, events.TypeBuildCanceled,
+func emitted() []events.Type {
+	return []events.Type{
+		events.TypeBuildQueued, events.TypeBuildStarted, events.TypeBuildCompleted, events.TypeBuildFailed, events.TypeBuildCanceled,
+	}
 }
 
 // requestOf returns the request that an emitted event is about.

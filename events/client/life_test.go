@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -169,8 +171,8 @@ func TestDeadRequestsAreRedrivenOnce(t *testing.T) {
 		for _, d := range dead {
 			got = append(got, d.RequestID)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("dead (-want +got):\n%s", diff)
+		if !slices.Equal(want, got) {
+			t.Errorf("dead are %.20q, want %.20q", got, want)
 		}
 	}
 	listed(ids...)
@@ -243,26 +245,28 @@ func exampleLife() (*client.Client, func()) {
 	if err := bus.Publish(context.Background(), died("nightly", 1)); err != nil {
 		panic(err)
 	}
-	go func() {
-		cancels, err := bus.Cancels(context.Background())
+	ctx, end := context.WithCancel(context.Background())
+	var worker sync.WaitGroup
+	worker.Go(func() {
+		cancels, err := bus.Cancels(ctx)
 		if err != nil {
 			return
 		}
-		d, err := cancels.Next(context.Background())
+		d, err := cancels.Next(ctx)
 		if err != nil {
 			return
 		}
 		e, _ := events.Decode(d.Event())
 		if cancel, ok := e.Data.(*events.BuildCancel); ok {
-			_ = bus.Publish(context.Background(), canceled(cancel.RequestID, ""))
+			_ = bus.Publish(ctx, canceled(cancel.RequestID, ""))
 		}
-		_ = d.Ack(context.Background())
-	}()
+		_ = d.Ack(ctx)
+	})
 	c, err := client.New(nc)
 	if err != nil {
 		panic(err)
 	}
-	return c, func() { stop(); _ = os.RemoveAll(dir) }
+	return c, func() { end(); worker.Wait(); stop(); _ = os.RemoveAll(dir) }
 }
 
 func ExampleClient_Cancel() {

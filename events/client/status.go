@@ -65,7 +65,7 @@ func (c *Client) List(ctx context.Context, q Query) ([]Status, error) {
 	byID := map[string]*Status{}
 	requested := map[string]bool{}
 	starts := 0
-	all := append([]events.Type{events.TypeBuildRequested}, emitted...)
+	all := append(emitted(), events.TypeBuildRequested)
 	err := c.bus.Scan(ctx, all, natsbus.Start{Time: q.Since}, func(m events.Message) bool {
 		// What cannot be decoded still has an id, and a build.failed that tells why.
 		e, _ := events.Decode(m)

@@ -68,7 +68,7 @@ func (r *restartable) down() {
 func (r *restartable) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", r.opts.Port) }
 
 // bus returns a provisioned bus that reconnects at once.
-func (r *restartable) bus(topology natsbus.Topology) *natsbus.Bus {
+func (r *restartable) bus() *natsbus.Bus {
 	r.t.Helper()
 	nc, err := natsbus.Connect(natsbus.Config{
 		URL: r.url(), Options: []nats.Option{nats.ReconnectWait(20 * time.Millisecond)},
@@ -77,11 +77,11 @@ func (r *restartable) bus(topology natsbus.Topology) *natsbus.Bus {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(nc.Close)
-	bus, err := natsbus.New(nc, topology)
+	bus, err := natsbus.New(nc, natsbus.Topology{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if _, err := natsbus.Provision(r.t.Context(), bus.JetStream(), topology); err != nil {
+	if _, err := natsbus.Provision(r.t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil {
 		r.t.Fatal(err)
 	}
 	return bus
@@ -101,7 +101,7 @@ func TestReadingEndsWithItsContextWhateverTheServerDoes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRestartable(t)
-			bus := r.bus(natsbus.Topology{})
+			bus := r.bus()
 			if err := bus.Publish(t.Context(), failed("first")); err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +135,7 @@ func TestReadingEndsWithItsContextWhateverTheServerDoes(t *testing.T) {
 func TestFollowersAndQueueSurviveARestart(t *testing.T) {
 	t.Parallel()
 	r := newRestartable(t)
-	bus := r.bus(natsbus.Topology{})
+	bus := r.bus()
 	queue, err := bus.Queue(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +192,7 @@ func TestFollowersAndQueueSurviveARestart(t *testing.T) {
 func TestProgressFailsWhileTheServerIsAway(t *testing.T) {
 	t.Parallel()
 	r := newRestartable(t)
-	bus := r.bus(natsbus.Topology{})
+	bus := r.bus()
 	queue, err := bus.Queue(t.Context())
 	if err != nil {
 		t.Fatal(err)

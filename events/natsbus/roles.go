@@ -123,8 +123,9 @@ func (t Topology) results() []string {
 
 // eachConsumer is what an action of the API takes on each of the workers' consumers.
 func (t Topology) eachConsumer(action string, rest ...string) []string {
-	var out []string
-	for _, consumer := range t.consumerConfigs() {
+	all := t.consumerConfigs()
+	out := make([]string, 0, len(all))
+	for _, consumer := range all {
 		out = append(out, api(append([]string{action, t.buildStream(), consumer.Name}, rest...)...))
 	}
 	return out
@@ -167,9 +168,8 @@ func api(parts ...string) string { return "$JS.API." + strings.Join(parts, ".") 
 // acks are what is published to answer a delivery; the server's feature flag
 // js_ack_fc_v2 puts domain and account before the stream.
 func acks(stream string) []string {
-	var out []string
-	for _, consumer := range []string{requestConsumer, cancelConsumer} {
-		out = append(out, fmt.Sprintf("$JS.ACK.%s.%s.>", stream, consumer), fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", stream, consumer))
+	of := func(consumer string) []string {
+		return []string{fmt.Sprintf("$JS.ACK.%s.%s.>", stream, consumer), fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", stream, consumer)}
 	}
-	return out
+	return append(of(requestConsumer), of(cancelConsumer)...)
 }

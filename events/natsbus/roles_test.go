@@ -22,13 +22,13 @@ func startWithRoles(t *testing.T) *server.Server {
 	t.Helper()
 	dir := t.TempDir()
 	roles := must(os.ReadFile(filepath.Join("..", "..", "deploy", "nats", natsbus.RolesFile)))
-	conf := "include \"roles.conf\"\njetstream: {store_dir: " + fmt.Sprintf("%q", dir) + "}\nno_auth_user: nobody\naccounts: {KILN: {jetstream: enabled, users: [\n{user: nobody, password: x, permissions: {publish: {deny: \">\"}, subscribe: {deny: \">\"}}}\n"
+	conf := fmt.Appendf(nil, "include \"roles.conf\"\njetstream: {store_dir: %q}\naccounts: {KILN: {jetstream: enabled, users: [\n", dir)
 	for _, role := range natsbus.Roles() {
-		conf += fmt.Sprintf("{user: %s, password: x, permissions: $%s}\n", role, natsbus.RoleVariable(role))
+		conf = fmt.Appendf(conf, "{user: %s, password: x, permissions: $%s}\n", role, natsbus.RoleVariable(role))
 	}
-	conf += "]}}\n"
+	conf = append(conf, "]}}\n"...)
 	path := filepath.Join(dir, "nats.conf")
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "roles.conf"), roles, 0o600), os.WriteFile(path, []byte(conf), 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "roles.conf"), roles, 0o600), os.WriteFile(path, conf, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	opts := must(server.ProcessConfigFile(path))

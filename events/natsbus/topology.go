@@ -226,7 +226,8 @@ func (t Topology) streams() []object {
 
 func (t Topology) buckets() []object {
 	return []object{
-		{"bucket " + t.ledger(), t.ledgerConfig()}, {"bucket " + t.backlog(), t.backlogConfig()},
+		{"bucket " + t.ledger(), t.ledgerConfig()},
+		{"bucket " + t.backlog(), t.backlogConfig()},
 		{"bucket " + t.contexts(), t.contextConfig()},
 	}
 }

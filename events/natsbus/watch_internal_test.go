@@ -109,7 +109,7 @@ func TestWatchNoticesDeletionsOfWhichNothingIsLeft(t *testing.T) {
 			return true
 		})
 	}()
-	for !(<-changes).Synced { //nolint:revive // what is stored is not of interest
+	for !(<-changes).Synced { // what is stored is not of interest
 	}
 	way.set(true)
 	if err := here.Delete(t.Context(), "request.1", revisions[1]); err != nil {

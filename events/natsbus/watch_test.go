@@ -212,7 +212,7 @@ func TestWatchOfALargeBacklogMissesNothing(t *testing.T) {
 func TestWatchSurvivesARestart(t *testing.T) {
 	t.Parallel()
 	r := newRestartable(t)
-	bus := r.bus(natsbus.Topology{})
+	bus := r.bus()
 	backlog := must(bus.Backlog(t.Context()))
 	kept := must(backlog.Put(t.Context(), "request.1", []byte("kept"), 0))
 	deleted := must(backlog.Put(t.Context(), "request.2", []byte("deleted"), 0))
@@ -255,8 +255,10 @@ func TestWatchNoticesThatTheBucketIsAnother(t *testing.T) {
 		return !c.Deleted
 	})
 	want := []natsbus.Change{
-		{Key: "request.1", Value: []byte("lost"), Revision: 1}, {Synced: true},
-		{Key: "request.2", Value: []byte("new"), Revision: 1}, {Key: "request.1", Deleted: true},
+		{Key: "request.1", Value: []byte("lost"), Revision: 1},
+		{Synced: true},
+		{Key: "request.2", Value: []byte("new"), Revision: 1},
+		{Key: "request.1", Deleted: true},
 	}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v, changes (-want +got):\n%s", err, diff)
