@@ -46,7 +46,7 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 		"unknown command":        {"", []string{"buld"}, `did you mean "build"`},
 		"unknown command of two": {"", []string{"workr"}, `did you mean "worker"`},
 		"unknown flag":           {"", []string{"ls", "--sinec", "1h"}, "--since"},
-		"unknown flag before":    {"", []string{"--log-levle", "debug", "up"}, "--log-level"},
+		"unknown flag before":    {"", []string{"--log-lvel", "debug", "up"}, "--log-level"},
 		"unknown setting":        {"", []string{"--config", bad, "ls"}, "nats.urll"},
 		"no file":                {"", []string{"build"}, "--file=FILE"},
 		"missing file":           {"", []string{"build", "-f", "/nowhere.yaml"}, "nowhere.yaml"},
