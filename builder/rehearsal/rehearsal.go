@@ -5,10 +5,11 @@ package rehearsal
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
 	"time"
@@ -76,9 +77,8 @@ func New(real builder.Engine, config []byte) (*Engine, error) {
 
 // chance is a number below 1 that depends on nothing but its arguments.
 func chance(what ...any) float64 {
-	h := fnv.New64a()
-	fmt.Fprint(h, what...)
-	return float64(h.Sum64()>>11) / (1 << 53)
+	sum := sha256.Sum256(fmt.Append(nil, what...))
+	return float64(binary.BigEndian.Uint64(sum[:8])>>11) / (1 << 53)
 }
 
 // Run implements builder.Engine.

@@ -82,6 +82,13 @@ func (p *process) signal(s os.Signal) {
 	_ = p.cmd.Process.Signal(s)
 }
 
+// life is closed when the process that runs now has ended.
+func (p *process) life() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exited
+}
+
 // kill ends the process as a power cut would, and returns when it is gone.
 func (p *process) kill() {
 	p.signal(syscall.SIGKILL)

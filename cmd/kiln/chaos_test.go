@@ -89,9 +89,16 @@ func TestChaos(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() { c.publish(ctx, requests, duration) })
 	running.Go(func() { c.breakThings(ctx, duration, kills) })
+	tending, stopTending := context.WithCancel(t.Context())
+	var tender sync.WaitGroup
+	for _, w := range c.workers {
+		tender.Go(func() { c.tend(tending, w) })
+	}
 	running.Wait()
 	c.calm()
 	c.awaitTerminal(4*time.Minute, requests)
+	stopTending()
+	tender.Wait()
 	for _, w := range c.workers {
 		if err := w.stop(time.Minute); err != nil {
 			t.Errorf("%s did not end with exit code 0: %v", w.name, err)
@@ -198,6 +205,7 @@ func (c *chaos) breakThings(ctx context.Context, over time.Duration, kills int) 
 		func() { c.pauseWorker(ctx, rng) }, func() { c.killNode(ctx, rng, false) }, func() { c.killNode(ctx, rng, true) },
 		func() { c.registry.set(moods[0]); moods = append(moods[1:], moods[0]) },
 		func() { c.registry.set(moods[0]); moods = append(moods[1:], moods[0]) },
+		func() { c.registry.set(moods[0]); moods = append(moods[1:], moods[0]) },
 	}
 	pause := min(over/time.Duration(2*kills+2*len(kinds)), 4*time.Second)
 	for ctx.Err() == nil {
@@ -209,6 +217,28 @@ func (c *chaos) breakThings(ctx context.Context, over time.Duration, kills int) 
 			case <-time.After(pause/2 + time.Duration(rng.Int64N(int64(pause)))):
 			}
 			c.registry.set(moodHealthy)
+		}
+	}
+}
+
+// tend starts a worker again that ended by itself, as whatever runs services does: one
+// that finds no server within its patience gives up.
+func (c *chaos) tend(ctx context.Context, w *process) {
+	for {
+		life := w.life()
+		select {
+		case <-ctx.Done():
+			return
+		case <-life:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(500 * time.Millisecond):
+		}
+		if w.life() == life { // nobody else did
+			w.start(c.t)
+			c.count("worker ended by itself")
 		}
 	}
 }

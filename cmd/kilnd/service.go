@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -223,9 +222,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, newEngine en
 
 // newSources fetches code, with a cache in dir unless one is configured.
 func newSources(ctx context.Context, f buildFlags, dir string, bus *natsbus.Bus) (*source.Sources, error) {
-	bind, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	contexts, err := bus.Contexts(bind)
+	contexts, err := bound(ctx, bus.Contexts)
 	if err != nil {
 		return nil, err
 	}
@@ -252,9 +249,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	if err := rules.Validate(); err != nil {
 		return nil, err
 	}
-	bind, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	requests, err := bus.Queue(bind)
+	requests, err := bound(ctx, bus.Queue)
 	if err != nil {
 		return nil, err
 	}
@@ -264,15 +259,15 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	if err := worker.RegisterQueueGauge(reg, requests.Pending); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	book, err := bus.Ledger(bind)
+	book, err := bound(ctx, bus.Ledger)
 	if err != nil {
 		return nil, err
 	}
-	cancels, err := bus.Cancels(bind)
+	cancels, err := bound(ctx, bus.Cancels)
 	if err != nil {
 		return nil, err
 	}
-	unfinished, err := bus.Backlog(bind)
+	unfinished, err := bound(ctx, bus.Backlog)
 	if err != nil {
 		return nil, err
 	}
