@@ -295,6 +295,13 @@ func (b *Builder) Tag(ctx context.Context, p Plan, imageRef string) error {
 	return b.images(p).Tag(ctx, imageRef, p.Target)
 }
 
+// TagDigest returns the digest that the plan's target has now. The kind of the error is
+// KindBaseNotFound if there is no such tag.
+func (b *Builder) TagDigest(ctx context.Context, p Plan) (string, error) {
+	image, err := b.images(p).Resolve(ctx, p.Target, cmp.Or(p.Platform, b.cfg.Platform))
+	return image.Digest, err
+}
+
 // ImageRef returns "repository@digest" for an image that the plan pushed.
 func (b *Builder) ImageRef(p Plan, digest string) string {
 	return repository(p.Destination) + "@" + digest

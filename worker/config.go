@@ -42,6 +42,10 @@ type Config struct {
 	// SoftStop is how long running builds may go on after Run's context ended.
 	// Defaults to 30 s.
 	SoftStop time.Duration
+	// Reconcile is how often one of the workers looks for what was left undone, Grace how
+	// old that must be, and Lookback how far back it looks when it begins. Default to
+	// 30 s, 2 min and 24 h.
+	Reconcile, Grace, Lookback time.Duration
 	// MaxAttempts bounds how often a request is tried when the fault is ours.
 	// Defaults to 10.
 	MaxAttempts int
@@ -61,17 +65,19 @@ type Class struct {
 	Memory, CPU, Disk float64
 }
 
-// Deps are what a Worker works with. All but Cancels, Nuclio and Metrics are required.
+// Deps are what a Worker works with. All but Cancels, History, Nuclio and Metrics are required.
 type Deps struct {
 	Queue Requests
 	// Cancels is the queue of build.cancel; nil: they are left to other workers.
 	Cancels   Queue
 	Publisher Publisher
-	Ledger    Ledger
-	Backlog   Backlog
-	Logs      LogStore
-	Builder   *builder.Builder
-	Log       zerolog.Logger
+	// History lets this worker look after what others left undone; nil: it does not.
+	History History
+	Ledger  Ledger
+	Backlog Backlog
+	Logs    LogStore
+	Builder *builder.Builder
+	Log     zerolog.Logger
 	// Nuclio may be nil: functions that Nuclio builds are then left to whoever deploys them.
 	Nuclio Nuclio
 	// Metrics may be nil.
@@ -104,6 +110,9 @@ func (c Config) withDefaults() Config {
 		{&c.Lease, 30 * time.Second},
 		{&c.SoftStop, 30 * time.Second},
 		{&c.Ageing, 5 * time.Minute},
+		{&c.Reconcile, 30 * time.Second},
+		{&c.Grace, 2 * time.Minute},
+		{&c.Lookback, 24 * time.Hour},
 		{&c.RetryDelay, time.Second},
 		{&c.RetryMaxDelay, time.Minute},
 	} {
@@ -130,7 +139,7 @@ func (c Config) validate() error {
 		}
 	}
 	for name, d := range map[string]time.Duration{
-		"lease": c.Lease, "ageing": c.Ageing, "soft stop": c.SoftStop, "retry delay": c.RetryDelay, "retry max delay": c.RetryMaxDelay,
+		"lease": c.Lease, "ageing": c.Ageing, "reconcile": c.Reconcile, "grace": c.Grace, "lookback": c.Lookback, "soft stop": c.SoftStop, "retry delay": c.RetryDelay, "retry max delay": c.RetryMaxDelay,
 	} {
 		if d < 0 {
 			faults = append(faults, fmt.Errorf("%s must not be negative: %s", name, d))

@@ -202,6 +202,7 @@ func steps(t *testing.T) []string {
 func TestACrashAfterAnyStepHarmsNothing(t *testing.T) {
 	t.Parallel()
 	all := steps(t)
+	t.Logf("steps: %q", all)
 	if len(all) < 14 {
 		t.Fatalf("the script reaches %d steps only: %q", len(all), all)
 	}

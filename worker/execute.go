@@ -186,6 +186,9 @@ func (w *Worker) obtain(ctx context.Context, x *execution, t *task) (again time.
 		}
 		w.observeBuild(record)
 		w.reach("build claimed")
+		if n := record.value.Lost; n >= w.cfg.MaxAttempts {
+			return w.giveUp(ctx, x, t, &record, builder.Errorf(builder.KindUnavailable, "building", "%d workers went away while they ran it", n))
+		}
 		larger, again := w.attempt(ctx, x, t, &record)
 		if !larger {
 			return again
@@ -249,12 +252,21 @@ func (w *Worker) attempt(ctx context.Context, x *execution, t *task, record *ent
 		return false, w.open(ctx, e, revision, time.Now().Add(w.delay(record.value.Tries)))
 	case fateSettle:
 	}
-	if err := w.failBuild(end, t, record, err, e.RequestID); err != nil {
+	return false, w.giveUp(ctx, x, t, record, err)
+}
+
+// giveUp records that the build failed for all who wait for it, and ends the request
+// that leads.
+func (w *Worker) giveUp(ctx context.Context, x *execution, t *task, record *entry[buildRecord], cause error) (again time.Duration) {
+	e, revision := w.finalLeader(x)
+	end, cancel := detached(ctx)
+	defer cancel()
+	if err := w.failBuild(end, t, record, cause, e.RequestID); err != nil {
 		w.note(t, err)
-		return false, w.open(ctx, e, revision, time.Now().Add(w.cfg.RetryDelay))
+		return w.open(ctx, e, revision, time.Now().Add(w.cfg.RetryDelay))
 	}
 	w.reach("build recorded")
-	return false, w.conclude(ctx, w.follow(t, e), record.value)
+	return w.conclude(ctx, w.follow(t, e), record.value)
 }
 
 // follow is the task of the request that leads at the end: t, or that of another one

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -162,9 +163,12 @@ func (m *memMessage) end(t *testing.T) {
 
 // memStream stores published events as the wire has them.
 type memStream struct {
-	mu     sync.Mutex
-	stored []events.Event
-	ids    map[string]bool
+	// last is the sequence of the stream; nil: events have none.
+	last      *atomic.Uint64
+	mu        sync.Mutex
+	stored    []events.Event
+	sequences []uint64
+	ids       map[string]bool
 	// fail, if set, is asked before each publish; a true "after" stores first.
 	fail func(e events.Event) (err error, after bool)
 	// forget drops the duplicate window.
@@ -187,6 +191,7 @@ func (s *memStream) Publish(_ context.Context, e events.Event) error {
 	}
 	if !s.ids[e.ID] || s.forget {
 		s.stored = append(s.stored, e)
+		s.sequences = append(s.sequences, s.last.Add(1))
 	}
 	s.ids[e.ID] = true
 	return err
@@ -215,6 +220,40 @@ func (s *memStream) of(types ...events.Type) []events.Event {
 		}
 	}
 	return out
+}
+
+// memHistory is the stream of requests and events.
+type memHistory struct {
+	queue  *memQueue
+	stream *memStream
+}
+
+// Scan implements History.
+func (h memHistory) Scan(_ context.Context, types []events.Type, _ time.Time, after uint64, visit func(events.Message) bool) error {
+	all := map[uint64]events.Message{}
+	h.queue.mu.Lock()
+	maps.Copy(all, h.queue.stored)
+	h.queue.mu.Unlock()
+	h.stream.mu.Lock()
+	for i, e := range h.stream.stored {
+		m, err := events.Encode(e, events.Subjects{})
+		if err != nil {
+			panic(err)
+		}
+		all[h.stream.sequences[i]] = m
+	}
+	h.stream.mu.Unlock()
+	for _, sequence := range slices.Sorted(maps.Keys(all)) {
+		m := all[sequence]
+		m.FallbackID = fmt.Sprintf("seq:BUILD:%d", sequence)
+		if typ, _ := (events.Subjects{}).Type(m.Subject); sequence < after || !slices.Contains(types, typ) {
+			continue
+		}
+		if !visit(m) {
+			break
+		}
+	}
+	return nil
 }
 
 // memBucket is a compare-and-set store with scripted faults.

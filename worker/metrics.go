@@ -15,6 +15,7 @@ type Metrics struct {
 	fetchErrors prometheus.Counter
 	leaseErrors prometheus.Counter
 	takeovers   prometheus.Counter
+	repairs     *prometheus.CounterVec
 }
 
 // NewMetrics registers the worker's metrics with reg; a nil reg registers nothing.
@@ -46,6 +47,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		leaseErrors: auto.NewCounter(prometheus.CounterOpts{
 			Name: "kiln_lease_errors_total", Help: "Failed renewals of a lease or of a message's redelivery timer.",
 		}),
+		repairs: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "kiln_reconciler_repairs_total",
+			Help: "What was found undone and repaired: request (had no outcome), entry (was left in the backlog), tag (was not at its newest image).",
+		}, []string{"kind"}),
 		takeovers: auto.NewCounter(prometheus.CounterOpts{
 			Name: "kiln_takeovers_total", Help: "Builds opened to all because their worker gave no sign of life for a lease.",
 		}),

@@ -50,6 +50,14 @@ type Publisher interface {
 	Published(ctx context.Context, t events.Type, id string, since time.Time) (bool, error)
 }
 
+// History reads what the stream holds.
+type History interface {
+	// Scan calls visit for the stored messages of the given types, oldest first, from the
+	// position after on, or if that is 0 from the time since on, up to the newest one at
+	// the time of the call, until visit returns false.
+	Scan(ctx context.Context, types []events.Type, since time.Time, after uint64, visit func(events.Message) bool) error
+}
+
 // Store is a compare-and-set store. Keys are [-/_=.a-zA-Z0-9]+.
 type Store interface {
 	// Get returns the value and its revision, or ErrNotFound.

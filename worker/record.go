@@ -132,6 +132,9 @@ type tagRecord struct {
 	ImageRef  string `json:"image_ref"`
 	Digest    string `json:"digest"`
 	RequestID string `json:"request_id"`
+	// RegistrySecret and Platform are what it takes to look at it again.
+	RegistrySecret string `json:"registry_secret,omitempty"`
+	Platform       string `json:"platform,omitempty"`
 }
 
 // terminal is a terminal event as it was decided, kept so that a repetition
@@ -149,7 +152,9 @@ type terminal struct {
 // requestKey hashes the id, which may hold characters that keys may not.
 func requestKey(id string) string { return "request." + hash(id) }
 
-func tagKey(ref string) string { return "tag." + hash(ref) }
+const tagPrefix = "tag."
+
+func tagKey(ref string) string { return tagPrefix + hash(ref) }
 
 func hash(text string) string {
 	sum := sha256.Sum256([]byte(text))

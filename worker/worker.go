@@ -112,6 +112,9 @@ func (w *Worker) serve(fetch, work context.Context) {
 	if w.deps.Cancels != nil {
 		parts.Go(func() { w.consume(fetch, w.deps.Cancels, func(m Message) { w.takeCancel(work, m) }) })
 	}
+	if w.deps.History != nil {
+		parts.Go(func() { w.reconcile(fetch, work) })
+	}
 	context.AfterFunc(fetch, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()

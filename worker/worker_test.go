@@ -83,6 +83,8 @@ type bundle struct {
 	nuclio  Nuclio
 	secrets builder.SecretStore
 	limits  builder.Limits
+	// history may be nil.
+	history History
 	// idle starts no worker.
 	idle   bool
 	worker *Worker
@@ -94,7 +96,7 @@ func setup(t *testing.T, change func(*bundle)) *bundle {
 	t.Helper()
 	last, entries := &atomic.Uint64{}, newMemBucket()
 	b := &bundle{
-		queue: newMemQueue(last, entries), cancels: newMemQueue(last, entries), stream: &memStream{},
+		queue: newMemQueue(last, entries), cancels: newMemQueue(last, entries), stream: &memStream{last: last},
 		ledger: memLedger{newMemBucket()}, backlog: memBacklog{entries}, logs: &memLogs{}, engine: push,
 	}
 	reg := ggcr.New(ggcr.Logger(nopLogger()))
@@ -164,7 +166,7 @@ func (b *bundle) join(t *testing.T, cfg Config, l *link, change ...func(*Worker)
 		t.Fatal(err)
 	}
 	w, err := New(cfg, Deps{
-		Queue: linkQueue{l, b.queue}, Cancels: linkQueue{l, b.cancels}, Publisher: linkStream{l, b.stream},
+		History: b.history, Queue: linkQueue{l, b.queue}, Cancels: linkQueue{l, b.cancels}, Publisher: linkStream{l, b.stream},
 		Ledger: linkLedger{linkStore{l, b.ledger.memBucket}}, Backlog: linkBacklog{linkStore{l, b.backlog.memBucket}},
 		Logs: b.logs, Builder: bld, Nuclio: b.nuclio, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
