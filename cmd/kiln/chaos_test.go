@@ -89,6 +89,7 @@ func TestChaos(t *testing.T) {
 	var running sync.WaitGroup
 	running.Go(func() { c.publish(ctx, requests, duration) })
 	running.Go(func() { c.breakThings(ctx, duration, kills) })
+	running.Go(func() { c.upsetRegistry(ctx, duration) })
 	tending, stopTending := context.WithCancel(t.Context())
 	var tender sync.WaitGroup
 	for _, w := range c.workers {
@@ -195,17 +196,13 @@ func (c *chaos) cancel(id string) {
 	c.count("cancel")
 }
 
-// breakThings breaks one thing after another until ctx ends, each mended after a while.
+// breakThings breaks one process after another until ctx ends, each mended after a while.
 func (c *chaos) breakThings(ctx context.Context, over time.Duration, kills int) {
 	rng := rand.New(rand.NewPCG(c.rng.Uint64(), 3))
-	moods := []string{moodCuts, moodSlow, moodBusy, moodBroken, moodLying}
-	// Every kind once in each round, in an order of its own.
+	// Every kind in each round, in an order of its own.
 	kinds := []func(){
 		func() { c.killWorker(rng) }, func() { c.killWorker(rng) }, func() { c.killWorker(rng) },
 		func() { c.pauseWorker(ctx, rng) }, func() { c.killNode(ctx, rng, false) }, func() { c.killNode(ctx, rng, true) },
-		func() { c.registry.set(moods[0]); moods = append(moods[1:], moods[0]) },
-		func() { c.registry.set(moods[0]); moods = append(moods[1:], moods[0]) },
-		func() { c.registry.set(moods[0]); moods = append(moods[1:], moods[0]) },
 	}
 	pause := min(over/time.Duration(2*kills+2*len(kinds)), 4*time.Second)
 	for ctx.Err() == nil {
@@ -216,7 +213,24 @@ func (c *chaos) breakThings(ctx context.Context, over time.Duration, kills int) 
 				return
 			case <-time.After(pause/2 + time.Duration(rng.Int64N(int64(pause)))):
 			}
-			c.registry.set(moodHealthy)
+		}
+	}
+}
+
+// upsetRegistry puts the registry into one mood after another, healthy between them.
+func (c *chaos) upsetRegistry(ctx context.Context, over time.Duration) {
+	moods := []string{moodCuts, moodSlow, moodBusy, moodBroken, moodLying}
+	pause := min(over/time.Duration(2*len(moods)+1), 5*time.Second)
+	for {
+		for _, mood := range moods {
+			for _, m := range []string{mood, moodHealthy} {
+				c.registry.set(m)
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(pause):
+				}
+			}
 		}
 	}
 }
