@@ -13,6 +13,10 @@ GOLANGCI       := v2.15.0
 GOVULNCHECK    := v1.9.0
 BUILDKIT       := v0.30.0
 FUZZTIME       ?= 30s
+CHAOS_SEEDS    ?= 1 2 3
+CHAOS_DURATION ?= 10m
+CHAOS_REQUESTS ?= 1000
+CHAOS_KILLS    ?= 50
 TESTFLAGS      ?=
 PKGS           ?= ./...
 DURATIONS      := $(CACHE)/ci-durations
@@ -100,6 +104,21 @@ e2e: $(BIN)/kaniko-executor ## Run the process and container tests (root and run
 e2e-kube: build ## Run the tests on a real Kubernetes cluster, which it starts
 	@.ci/e2e-kube $(TESTFLAGS)
 
+.PHONY: chaos
+chaos: $(BIN)/kaniko-executor ## Break real processes for CHAOS_DURATION (10m), once for each of CHAOS_SEEDS, and judge
+	@for seed in $(CHAOS_SEEDS); do
+		KILN_CHAOS_SEED=$$seed KILN_CHAOS_DURATION=$(CHAOS_DURATION) KILN_CHAOS_REQUESTS=$(CHAOS_REQUESTS) KILN_CHAOS_KILLS=$(CHAOS_KILLS) \
+			go test -tags chaos -count=1 -timeout 60m -run '^TestChaos$$' -v ./cmd/kiln
+	done
+
+.PHONY: chaos-short
+chaos-short: $(BIN)/kaniko-executor ## Run a short chaos, and the tests of takeover, sharing and rolling restart
+	@.ci/gotest chaos -tags chaos -count=1 -timeout 20m -run '^(TestChaos|TestAHundredRequestsShareOneExecution|TestAnotherWorkerTakesOverWithinALease|TestRollingRestartLosesAndRepeatsNothing)$$' ./cmd/kiln
+
+.PHONY: load
+load: $(BIN)/kaniko-executor ## Measure how many requests pass through 1, 2 and 4 workers, and a backlog of 50 000
+	@go test -tags load -count=1 -timeout 60m -run '^TestLoad' -v ./cmd/kiln
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (30s)
 	@.ci/fuzz $(FUZZTIME)
@@ -147,7 +166,7 @@ ci: ## Lint, test and e2e, with the duration of each step
 	@mkdir -p $(CACHE)
 	: > $(DURATIONS)
 	$(MAKE) deps || echo "going on: tests that need it are skipped, and say so"
-	for step in lint test e2e; do
+	for step in lint test e2e chaos-short; do
 		echo "--- $$step"
 		began=$$SECONDS
 		if $(MAKE) $$step; then result=ok; else result=FAILED; fi

@@ -26,6 +26,8 @@ type RequestFlags struct {
 	Env          map[string]string `env:"-" placeholder:"NAME=VALUE" help:"Build arguments (builder_env); values of names such as TOKEN or PASSWORD are kept out of logs."`
 	BuildTimeout string            `env:"-" placeholder:"DURATION" help:"Time limit of the build, for example 1h."`
 	LayerOrder   string            `env:"-" placeholder:"ORDER" help:"Where the source comes among the layers: auto, source_first or source_last."`
+	Priority     string            `env:"-" placeholder:"CLASS" help:"Who waits for whom: interactive, auto (the default) or bulk."`
+	Supersede    bool              `env:"-" help:"Cancel older requests for the same project, function and tag that have not started yet."`
 	BuildOn      string            `env:"-" name:"platform" placeholder:"OS/ARCH" help:"Platform of the image."`
 	LocalSource  string            `env:"-" name:"source" placeholder:"PATH" help:"Folder, or tar, tar.gz or zip archive, whose content goes into the image as the function's source. A path in spec.build.source is packed and uploaded just so, relative to the function's file. A .dockerignore in the folder is honoured."`
 	projectImageFlags
@@ -52,6 +54,10 @@ func (r RequestFlags) Request(s Streams) (events.BuildRequest, error) {
 	if r.LayerOrder != "" {
 		request.Options.LayerOrder = r.LayerOrder
 	}
+	if r.Priority != "" {
+		request.Options.Priority = events.Priority(r.Priority)
+	}
+	request.Options.Supersede = request.Options.Supersede || r.Supersede
 	if r.BuildOn != "" {
 		request.Options.Platform = r.BuildOn
 	}

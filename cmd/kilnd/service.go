@@ -101,6 +101,8 @@ func (f buildFlags) workerConfig(subjects events.Subjects, rules function.Config
 	}
 	return worker.Config{
 		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
+		TotalLimit: f.Worker.MaxInFlight, ProjectLimit: f.Worker.MaxPerProject, QueueLimit: f.Worker.MaxQueued,
+		Ageing: f.Worker.Ageing, Classes: f.Worker.Classes.classes(),
 		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: rules,
 	}
 }

@@ -115,13 +115,18 @@ type sandboxFlags struct {
 
 // workerFlags say how a worker works.
 type workerFlags struct {
-	Name        string        `help:"Name in events and leases. Defaults to host name and process id."`
-	Slots       int           `default:"2" help:"Builds at the same time."`
-	Lease       time.Duration `default:"30s" help:"How long a build stays claimed without a sign of life; at most the consumer's ack wait."`
-	SoftStop    time.Duration `default:"30s" help:"How long running builds may go on after a stop signal."`
-	MaxAttempts int           `default:"10" help:"Tries when the fault is not the request's."`
-	Timeout     time.Duration `default:"30m" help:"Time limit of a build that names none."`
-	Platform    string        `help:"Platform of images. Defaults to linux and this machine's architecture." placeholder:"OS/ARCH"`
+	Name          string          `help:"Name in events and leases. Defaults to host name and process id."`
+	Slots         int             `default:"2" help:"Builds at the same time."`
+	MaxInFlight   int             `default:"0" help:"Builds at the same time, of all workers together; 0 is no bound. The same for every worker."`
+	MaxPerProject int             `default:"0" help:"Builds of one project at the same time, of all workers together; 0 is no bound."`
+	MaxQueued     int             `default:"0" help:"Unfinished requests of one project; more are refused with queue_full. 0 is no bound."`
+	Ageing        time.Duration   `default:"5m" help:"Wait after which requests of a project count as one class more urgent."`
+	Classes       resourceClasses `help:"What builds get, in factors of the sandbox's limits, and after being out of memory the next, as YAML: [{name: small}, {name: large, memory: 2}]. Defaults to just that." placeholder:"YAML"`
+	Lease         time.Duration   `default:"30s" help:"How long a build stays claimed without a sign of life; at most the consumer's ack wait."`
+	SoftStop      time.Duration   `default:"30s" help:"How long running builds may go on after a stop signal."`
+	MaxAttempts   int             `default:"10" help:"Tries when the fault is not the request's."`
+	Timeout       time.Duration   `default:"30m" help:"Time limit of a build that names none."`
+	Platform      string          `help:"Platform of images. Defaults to linux and this machine's architecture." placeholder:"OS/ARCH"`
 }
 
 // size is a number of bytes, written as 512MiB, 4GiB or plain bytes.
