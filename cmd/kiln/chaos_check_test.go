@@ -265,8 +265,12 @@ func (c *chaos) checkClaims() {
 		if err != nil {
 			continue
 		}
-		var record struct{ Status, Owner string }
-		if err := json.Unmarshal(entry.Value(), &record); err != nil || record.Status == "building" {
+		var record struct {
+			Status    string
+			ExpiresAt time.Time `json:"expires_at"`
+		}
+		// A claim whose time is over is none: the next who wants the build takes it.
+		if err := json.Unmarshal(entry.Value(), &record); err != nil || record.Status == "building" && time.Now().Before(record.ExpiresAt) {
 			c.t.Errorf("build %s is still claimed: %s", key, entry.Value())
 		}
 	}
