@@ -174,7 +174,7 @@ func (w *Worker) succeed(ctx context.Context, x *execution, gone uint64) {
 		e.State, e.Owner, e.NotBefore = backlog.Running, w.cfg.Name, time.Time{}
 		next, err := w.write(ctx, e, revision)
 		if err != nil {
-			w.release(e.Sequence, w.refresh(ctx, e.Sequence, err))
+			w.release(e.Sequence, w.refresh(ctx, e.Sequence, revision, err))
 			continue
 		}
 		w.mu.Lock()

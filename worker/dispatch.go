@@ -120,20 +120,23 @@ func (w *Worker) open(ctx context.Context, e backlog.Entry, revision uint64, not
 	defer cancel()
 	e.State, e.Owner, e.NotBefore = backlog.Waiting, "", notBefore
 	if _, err := w.write(ctx, e, revision); err != nil {
-		return w.refresh(ctx, e.Sequence, err)
+		return w.refresh(ctx, e.Sequence, revision, err)
 	}
 	return 0
 }
 
-// refresh reads an entry after a write of it failed, in case somebody else was first.
-func (w *Worker) refresh(ctx context.Context, sequence uint64, cause error) (again time.Duration) {
-	_, known, _ := w.look(sequence)
+// refresh reads an entry after a write that replaces the given revision failed, in case
+// somebody else was first.
+func (w *Worker) refresh(ctx context.Context, sequence, before uint64, cause error) (again time.Duration) {
+	if _, known, ok := w.look(sequence); !ok || known > before {
+		return 0 // the watch has shown it already
+	}
 	raw, revision, err := w.deps.Backlog.Get(ctx, backlog.Key(sequence))
 	if errors.Is(err, ErrNotFound) {
-		w.dropped(sequence, known+1)
+		w.dropped(sequence, before+1)
 		return 0
 	}
-	if err != nil || revision == known {
+	if err != nil || revision == before {
 		w.deps.Log.Warn().Err(cause).Uint64("sequence", sequence).Msg("cannot change an entry of the backlog")
 		return w.cfg.RetryDelay
 	}

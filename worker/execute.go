@@ -36,7 +36,7 @@ func (w *Worker) execute(ctx context.Context, x *execution) (again time.Duration
 		if err != nil {
 			end, cancel := detached(ctx)
 			defer cancel()
-			return w.refresh(end, e.Sequence, err)
+			return w.refresh(end, e.Sequence, x.revision, err)
 		}
 		w.lead(x, e, revision)
 		w.reach("entry claimed")

@@ -280,7 +280,7 @@ func terminals(t *testing.T, js jetstream.JetStream, id string, limit time.Durat
 	await(t, limit, "the terminal event of "+id, func() bool {
 		found = nil
 		for _, w := range history(t, js) {
-			if w.subject != string(events.TypeBuildStarted) && w.field(t, "request_id") == id {
+			if events.Type(w.subject).Terminal() && w.field(t, "request_id") == id {
 				found = append(found, w)
 			}
 		}

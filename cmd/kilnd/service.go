@@ -276,7 +276,7 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	}
 	return worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
 		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, Ledger: ledger{book}, Backlog: unfinishedRequests{unfinished},
-		History: stored{bus}, Logs: bus.Logs(), Builder: b,
+		History: stream{bus}, Logs: bus.Logs(), Builder: b,
 		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
 }
@@ -334,11 +334,11 @@ func (l ledger) Watch(ctx context.Context, pattern string, visit func(backlog.Ch
 	return l.Ledger.Watch(ctx, pattern, true, func(c natsbus.Change) bool { return visit(backlog.Change(c)) })
 }
 
-// stored adapts the transport to the worker's port.
-type stored struct{ *natsbus.Bus }
+// stream adapts the transport to the worker's port.
+type stream struct{ *natsbus.Bus }
 
 // Scan implements worker.History.
-func (s stored) Scan(ctx context.Context, types []events.Type, since time.Time, after uint64, visit func(events.Message) bool) error {
+func (s stream) Scan(ctx context.Context, types []events.Type, since time.Time, after uint64, visit func(events.Message) bool) error {
 	return s.Bus.Scan(ctx, types, natsbus.Start{Sequence: after, Time: since}, visit)
 }
 
