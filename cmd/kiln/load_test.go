@@ -192,6 +192,30 @@ func (p *process) memory(t testing.TB) int {
 	return kib >> 10
 }
 
+// busy is how much time of a core a process took so far.
+func (p *process) busy(t testing.TB) time.Duration {
+	t.Helper()
+	p.mu.Lock()
+	pid := p.cmd.Process.Pid
+	p.mu.Unlock()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// User and system time are fields 14 and 15, in hundredths of a second; the name of
+	// the program, field 2, may hold anything but ends with the last parenthesis.
+	fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	var ticks int
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
 // TestLoad prints how many requests that need no work pass through 1, 2 and 4 workers,
 // beside the least that a message costs on the same server.
 func TestLoad(t *testing.T) {
@@ -215,10 +239,12 @@ func TestLoad(t *testing.T) {
 			if a.failed > 0 {
 				t.Errorf("%d of %d requests failed", a.failed, n)
 			}
-			most := 0
+			most, busy := 0, time.Duration(0)
 			for _, w := range all {
-				most = max(most, w.memory(t))
+				most, busy = max(most, w.memory(t)), busy+w.busy(t)
 			}
+			each := func(d time.Duration) float64 { return ms(d) / float64(n) }
+			fmt.Printf("load: %d workers: CPU per request: workers %.2f ms, server %.2f ms\n", workers, each(busy), each(l.servers.nodes[0].busy(t)))
 			rate := float64(n) / took.Seconds()
 			fmt.Printf("load: %d workers: %d requests in %.1fs: %.0f/s (publish+fetch+ack alone: %.0f/s, ratio %.3f)  p50 %s p99 %s  memory: worker %d MiB, server %d MiB\n",
 				workers, n, took.Seconds(), rate, least, rate/least, quantile(a.latencies, .5).Round(time.Millisecond),
@@ -308,3 +334,5 @@ func TestLoadBacklog(t *testing.T) {
 		t.Errorf("a worker's memory grew from %d to %d MiB", first, last)
 	}
 }
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
