@@ -60,9 +60,9 @@ type Execution struct {
 	At      time.Time `json:"at"`
 }
 
-// New returns an Engine before real, with a Config in JSON.
-func New(real builder.Engine, config []byte) (*Engine, error) {
-	r := &Engine{Engine: real}
+// New returns an Engine before next, with a Config in JSON.
+func New(next builder.Engine, config []byte) (*Engine, error) {
+	r := &Engine{Engine: next}
 	if err := json.Unmarshal(config, &r.cfg); err != nil {
 		return nil, fmt.Errorf("read settings of the rehearsal: %w", err)
 	}
@@ -86,14 +86,14 @@ func (r *Engine) Run(ctx context.Context, plan builder.Plan, logs io.Writer) (bu
 	if r.cfg.Digest != "" {
 		return builder.Result{Digest: r.cfg.Digest}, nil
 	}
-	real := chance("real", plan.BuildID) < r.cfg.Real
-	if err := r.note(Execution{BuildID: plan.BuildID, Attempt: plan.Attempt, Real: real}); err != nil {
+	forReal := chance("real", plan.BuildID) < r.cfg.Real
+	if err := r.note(Execution{BuildID: plan.BuildID, Attempt: plan.Attempt, Real: forReal}); err != nil {
 		return builder.Result{}, err
 	}
 	began := time.Now()
 	var result builder.Result
 	var err error
-	if real {
+	if forReal {
 		result, err = r.Engine.Run(ctx, plan, logs)
 	} else {
 		result, err = r.play(ctx, plan, logs)
@@ -103,7 +103,7 @@ func (r *Engine) Run(ctx context.Context, plan builder.Plan, logs io.Writer) (bu
 	if err != nil {
 		outcome = string(builder.KindOf(err))
 	}
-	if noted := r.note(Execution{BuildID: plan.BuildID, Attempt: plan.Attempt, Real: real, Ended: true, Outcome: outcome}); err == nil {
+	if noted := r.note(Execution{BuildID: plan.BuildID, Attempt: plan.Attempt, Real: forReal, Ended: true, Outcome: outcome}); err == nil {
 		err = noted
 	}
 	return result, err

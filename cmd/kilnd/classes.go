@@ -36,7 +36,10 @@ func (c *resourceClasses) UnmarshalText(text []byte) error {
 }
 
 func (c resourceClasses) classes() []worker.Class {
-	var classes []worker.Class
+	if c == nil {
+		return nil
+	}
+	classes := make([]worker.Class, 0, len(c))
 	for _, class := range c {
 		classes = append(classes, worker.Class(class))
 	}

@@ -15,14 +15,12 @@ type rehearsed struct {
 	io.Closer
 }
 
-// Programs with these tags rehearse builds when KILN_REHEARSAL says how.
-func init() {
-	wrapEngine = func(e engine) (engine, error) {
-		config, ok := os.LookupEnv("KILN_REHEARSAL")
-		if !ok {
-			return e, nil
-		}
-		r, err := rehearsal.New(e, []byte(config))
-		return rehearsed{r, e}, err
+// wrapEngine puts a rehearsal before the engine when KILN_REHEARSAL says how.
+func wrapEngine(e engine) (engine, error) {
+	config, ok := os.LookupEnv("KILN_REHEARSAL")
+	if !ok {
+		return e, nil
 	}
+	r, err := rehearsal.New(e, []byte(config))
+	return rehearsed{r, e}, err
 }

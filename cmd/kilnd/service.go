@@ -185,10 +185,6 @@ type outside struct {
 	hidden []string
 }
 
-// wrapEngine may put something before a worker's engine: programs that are built for
-// tests, with tags of their own, rehearse builds.
-var wrapEngine = func(e engine) (engine, error) { return e, nil }
-
 // engineMaker makes a worker's engine, which may use the registry and the sources of
 // the service.
 type engineMaker func(ctx context.Context, stateDir string, s *service) (engine, error)
