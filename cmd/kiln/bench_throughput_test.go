@@ -88,7 +88,7 @@ func TestBenchThroughput(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second) // for the last deletions
-		fmt.Printf("%s: %.0f requests/s over %d workers, %.1f stored messages per request beside itself\n",
+		t.Logf("%s: %.0f requests/s over %d workers, %.1f stored messages per request beside itself",
 			round, requests/took.Seconds(), workers, float64(stored(t, bus.JetStream())-before-requests)/requests)
 	}
 }
