@@ -128,7 +128,7 @@ func (w *Worker) open(ctx context.Context, e backlog.Entry, revision uint64, not
 // refresh reads an entry after a write that replaces the given revision failed, in case
 // somebody else was first.
 func (w *Worker) refresh(ctx context.Context, sequence, before uint64, cause error) (again time.Duration) {
-	if _, known, ok := w.look(sequence); !ok || known > before {
+	if known, ok := w.look(sequence); !ok || known > before {
 		return 0 // the watch has shown it already
 	}
 	raw, revision, err := w.deps.Backlog.Get(ctx, backlog.Key(sequence))

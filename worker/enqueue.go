@@ -45,7 +45,7 @@ func (w *Worker) enqueue(ctx context.Context, t *task, record entry[buildRecord]
 	if reserved {
 		w.free++
 		if w.view.HoldRun(e.Sequence, time.Now()) {
-			w.launch(w.work, e, revision)
+			w.launch(w.work, e, revision) //nolint:contextcheck // the build outlives the message
 		}
 	}
 	w.mu.Unlock()

@@ -288,6 +288,8 @@ func (w *Worker) note(t *task, err error) {
 func (w *Worker) build(ctx context.Context, x *execution, t *task, record *entry[buildRecord]) (builder.Result, error) {
 	ctx, lost := context.WithCancelCause(ctx)
 	defer lost(nil)
+	plan := t.plan
+	plan.Limits = w.cfg.scaled(plan.Limits, record.value.Class)
 	stop := w.hold(ctx, x, record, lost)
 	defer stop()
 
@@ -300,8 +302,6 @@ func (w *Worker) build(ctx context.Context, x *execution, t *task, record *entry
 	defer logs.Close()
 	out := io.MultiWriter(&t.tail, logs)
 
-	plan := t.plan
-	plan.Limits = w.cfg.scaled(plan.Limits, record.value.Class)
 	began := time.Now()
 	result, err := w.deps.Builder.Build(ctx, plan, out)
 	if result.Duration == 0 {

@@ -30,7 +30,8 @@ func (w *Worker) every(ctx context.Context, what string, lost context.CancelCaus
 			case <-ticker.C:
 			}
 			began := time.Now()
-			attempt, release := context.WithTimeoutCause(ctx, interval, errors.New("renewal took too long"))
+			// Not cut off by stop: whether it was stored would not be known.
+			attempt, release := context.WithTimeoutCause(context.WithoutCancel(ctx), interval, errors.New("renewal took too long"))
 			err := renew(attempt)
 			release()
 			switch {
@@ -92,8 +93,24 @@ func (w *Worker) hold(ctx context.Context, x *execution, e *entry[buildRecord], 
 		leading, _ := w.leader(x)
 		next.RequestID = leading.RequestID
 		next.ExpiresAt = time.Now().UTC().Add(w.cfg.Lease)
-		return store(ctx, w.deps.Ledger, e, next)
+		return w.storeOwn(ctx, e, next)
 	})
+}
+
+// storeOwn writes the record of a build that this worker claimed. Where an earlier write
+// got in although it reported an error, the record is still this worker's by owner and
+// attempt, and is written over.
+func (w *Worker) storeOwn(ctx context.Context, e *entry[buildRecord], next buildRecord) error {
+	err := store(ctx, w.deps.Ledger, e, next)
+	if !errors.Is(err, ErrConflict) {
+		return err
+	}
+	now, readErr := load[buildRecord](ctx, w.deps.Ledger, e.key)
+	if r := now.value; readErr != nil || r.Status != statusBuilding || r.Owner != w.cfg.Name || r.Attempt != e.value.Attempt {
+		return err
+	}
+	e.revision = now.revision
+	return store(ctx, w.deps.Ledger, e, next)
 }
 
 // vacate ends the claim without a result, so that the build can be claimed at once.
@@ -105,7 +122,7 @@ func (w *Worker) vacate(ctx context.Context, e *entry[buildRecord], code builder
 	if change != nil {
 		change(&next)
 	}
-	if err := store(ctx, w.deps.Ledger, e, next); err != nil {
+	if err := w.storeOwn(ctx, e, next); err != nil {
 		return fmt.Errorf("release the build: %w", err)
 	}
 	w.observeBuild(*e)
@@ -138,7 +155,7 @@ func (w *Worker) failBuild(ctx context.Context, t *task, e *entry[buildRecord], 
 }
 
 func (w *Worker) conclusion(ctx context.Context, e *entry[buildRecord], next buildRecord) error {
-	err := store(ctx, w.deps.Ledger, e, next)
+	err := w.storeOwn(ctx, e, next)
 	switch {
 	case errors.Is(err, ErrConflict):
 		return &builder.Error{Kind: builder.KindLeaseLost, Op: "recording the build", Err: err}

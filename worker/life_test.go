@@ -2,8 +2,10 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -33,7 +35,7 @@ func (g *gate) run(ctx context.Context, plan builder.Plan, logs io.Writer) (buil
 	case <-ctx.Done():
 		g.stopped <- context.Cause(ctx)
 		kind := builder.KindCanceled
-		if context.Cause(ctx) == builder.ErrShutdown {
+		if errors.Is(context.Cause(ctx), builder.ErrShutdown) {
 			kind = builder.KindInterrupted
 		}
 		return builder.Result{}, &builder.Error{Kind: kind, Op: "building", Err: context.Cause(ctx)}
@@ -109,9 +111,7 @@ func (b *bundle) named(id, function string, top map[string]any, commands ...stri
 	body := map[string]any{"function": map[string]any{
 		"kind": "job", "metadata": map[string]any{"name": function, "project": "demo"}, "spec": b.spec(commands...),
 	}}
-	for k, v := range top {
-		body[k] = v
-	}
+	maps.Copy(body, top)
 	return bare(id, mustJSON(body))
 }
 
@@ -270,7 +270,7 @@ func TestAPausedWorkerHasNoEffect(t *testing.T) {
 			}
 			g.started <- plan
 			<-g.open // deaf to the end of its lease
-			result, err := push(context.Background(), plan, logs)
+			result, err := push(context.WithoutCancel(ctx), plan, logs)
 			pushed.Store(result.Digest)
 			return result, err
 		}

@@ -163,7 +163,7 @@ func sequenceOf(m events.Message) uint64 {
 // request handles a request once more that has no outcome and that nobody has in hand.
 // It reports whether there is nothing more to do about it.
 func (r *reconciler) request(ctx context.Context, sequence uint64, o openRequest) bool {
-	if _, _, waiting := r.w.look(sequence); waiting {
+	if _, waiting := r.w.look(sequence); waiting {
 		return false
 	}
 	t := r.w.newTask(o.raw, sequence)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"kiln/events"
@@ -77,7 +78,7 @@ func (r *buildRecord) end(s status) {
 // broke counts an execution that broke for reasons of ours.
 func (r *buildRecord) broke(cause string) {
 	r.Tries++
-	r.Causes = lastN(append(r.Causes[:len(r.Causes):len(r.Causes)], cause), maxCauses)
+	r.Causes = lastN(append(slices.Clip(r.Causes), cause), maxCauses)
 }
 
 const buildPrefix = "build."

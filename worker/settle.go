@@ -169,7 +169,7 @@ func (w *Worker) forget(ctx context.Context, sequence uint64) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	key := backlog.Key(sequence)
-	_, revision, known := w.look(sequence)
+	revision, known := w.look(sequence)
 	for {
 		if !known {
 			_, at, err := w.deps.Backlog.Get(ctx, key)

@@ -14,8 +14,10 @@ import (
 // newest. Note is a sentence about that, with a blank in front; empty if there is
 // nothing to say.
 func (w *Worker) tag(ctx context.Context, t *task, done buildRecord) (note string, err error) {
-	mine := tagRecord{Ref: t.plan.Target, Sequence: t.sequence, ImageRef: done.ImageRef, Digest: done.Digest, RequestID: t.id,
-		RegistrySecret: t.plan.RegistrySecret, Platform: t.plan.Platform}
+	mine := tagRecord{
+		Ref: t.plan.Target, Sequence: t.sequence, ImageRef: done.ImageRef, Digest: done.Digest, RequestID: t.id,
+		RegistrySecret: t.plan.RegistrySecret, Platform: t.plan.Platform,
+	}
 	unavailable := func(err error) error {
 		return &builder.Error{Kind: builder.KindUnavailable, Op: "recording the tag", Err: err}
 	}

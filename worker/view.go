@@ -10,11 +10,12 @@ import (
 	"kiln/worker/backlog"
 )
 
-// look returns an entry as the view has it.
-func (w *Worker) look(sequence uint64) (backlog.Entry, uint64, bool) {
+// look returns the revision of an entry as the view has it.
+func (w *Worker) look(sequence uint64) (revision uint64, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.view.Get(sequence)
+	_, revision, ok = w.view.Get(sequence)
+	return revision, ok
 }
 
 // dropped notes that this worker deleted an entry.

@@ -106,7 +106,7 @@ var layers = map[string]layer{
 	},
 	"kiln/worker": {
 		imports: []string{
-			"kiln/builder", "kiln/builder/function", "kiln/builder/nuclio", "kiln/events", "github.com/cenkalti/backoff/v6",
+			"kiln/builder", "kiln/builder/function", "kiln/builder/nuclio", "kiln/events", "kiln/worker/backlog", "github.com/cenkalti/backoff/v6",
 			"github.com/prometheus/client_golang", "github.com/rs/zerolog", "go.opentelemetry.io/otel",
 		},
 		never: []string{
@@ -114,6 +114,8 @@ var layers = map[string]layer{
 			"kiln/builder/sandbox", "kiln/builder/nuclio/dashboard", "kiln/builder/secrets", "kiln/cmd", "github.com/alecthomas/kong",
 		},
 	},
+	"kiln/worker/backlog": {imports: []string{"kiln/events"}, never: append([]string{"github.com/nats-io", "github.com/prometheus"}, judged...)},
+	"kiln/worker/history": {imports: []string{"kiln/events"}, never: append([]string{"github.com/nats-io", "github.com/prometheus"}, judged...)},
 	"kiln/deploy/demo": {
 		imports: []string{"github.com/google/go-containerregistry", "github.com/opencontainers/runtime-spec", "sigs.k8s.io/yaml"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
@@ -145,6 +147,8 @@ var (
 		"github.com/nats-io/nats-server", "github.com/go-git", "github.com/google/go-containerregistry/pkg/v1", "github.com/docker/cli",
 		"github.com/prometheus", "go.opentelemetry.io/otel/sdk",
 	}
+	// judged packages are the pure parts of the worker.
+	judged = []string{"kiln/builder", "kiln/cmd", "k8s.io", "github.com/alecthomas/kong", "github.com/google", "github.com/rs/zerolog"}
 	// domain packages know neither the queue nor who calls them.
 	domain = []string{
 		"kiln/events", "kiln/schemas", "kiln/worker", "kiln/cmd", "github.com/nats-io", "k8s.io",

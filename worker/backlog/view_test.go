@@ -48,23 +48,21 @@ func entry(sequence uint64, project string, change ...func(*Entry)) Entry {
 	return e
 }
 
-func of(build string) func(*Entry)                 { return func(e *Entry) { e.BuildID = build } }
-func by(worker string) func(*Entry)                { return func(e *Entry) { e.Worker = worker } }
-func with(p events.Priority) func(*Entry)          { return func(e *Entry) { e.Priority = p } }
-func running(owner string) func(*Entry)            { return func(e *Entry) { e.State, e.Owner = Running, owner } }
-func superseding(e *Entry)                         { e.Supersede, e.Function = true, "f" }
-func named(e *Entry)                               { e.Function = "f" }
-func notBefore(t time.Time) func(*Entry)           { return func(e *Entry) { e.NotBefore = t } }
-func (b *board) add(entries ...Entry)              { b.put(entries, true) }
-func (b *board) write(entries ...Entry)            { b.put(entries, false) }
-func (b *board) pick() uint64                      { e, _, _ := b.Choose(b.now); return e.Sequence }
-func (b *board) next() uint64                      { e, _, _ := b.Due(b.now); return e.Sequence }
-func (b *board) record(id string, s Status) uint64 { return b.recordAt(id, s, b.now) }
+func of(build string) func(*Entry)        { return func(e *Entry) { e.BuildID = build } }
+func by(worker string) func(*Entry)       { return func(e *Entry) { e.Worker = worker } }
+func with(p events.Priority) func(*Entry) { return func(e *Entry) { e.Priority = p } }
+func running(owner string) func(*Entry)   { return func(e *Entry) { e.State, e.Owner = Running, owner } }
+func superseding(e *Entry)                { e.Supersede, e.Function = true, "f" }
+func named(e *Entry)                      { e.Function = "f" }
+func notBefore(t time.Time) func(*Entry)  { return func(e *Entry) { e.NotBefore = t } }
+func (b *board) add(entries ...Entry)     { b.put(entries, true) }
+func (b *board) write(entries ...Entry)   { b.put(entries, false) }
+func (b *board) pick() uint64             { e, _, _ := b.Choose(b.now); return e.Sequence }
+func (b *board) next() uint64             { e, _, _ := b.Due(b.now); return e.Sequence }
 
-func (b *board) recordAt(id string, s Status, at time.Time) uint64 {
+func (b *board) record(id string, s Status) {
 	b.revision++
-	b.Record(id, b.revision, s, 0, at)
-	return b.revision
+	b.Record(id, b.revision, s, 0, b.now)
 }
 
 func (b *board) put(entries []Entry, watched bool) {

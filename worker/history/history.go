@@ -45,7 +45,7 @@ type Execution struct {
 //   - tags are where the newest request moved them
 //   - nothing is left in the backlog
 func Check(r Run) []string {
-	c := &checker{run: r, terminals: map[string]events.Event{}, digests: map[string]string{}}
+	c := &checker{run: r, terminals: map[string]events.Event{}, digests: map[string]string{}, canceled: map[string]bool{}}
 	c.fold()
 	c.requests()
 	c.records()
@@ -63,6 +63,9 @@ type checker struct {
 	terminals map[string]events.Event
 	// digests are those of completed requests, by build and attempt.
 	digests map[string]string
+	// canceled are builds with a canceled request: what a dead worker claimed for it stays
+	// claimed, and harms nobody.
+	canceled map[string]bool
 }
 
 func (c *checker) fault(format string, args ...any) {
@@ -95,8 +98,11 @@ func (c *checker) fold() {
 			continue
 		}
 		c.terminals[id] = e
-		if done, ok := e.Data.(*events.BuildCompleted); ok {
-			c.completed(done)
+		switch data := e.Data.(type) {
+		case *events.BuildCompleted:
+			c.completed(data)
+		case *events.BuildCanceled:
+			c.canceled[data.BuildID] = true
 		}
 	}
 }
@@ -157,7 +163,7 @@ func (c *checker) records() {
 			c.fault("ledger key %s: %v", key, err)
 			continue
 		}
-		switch kind, _, _ := strings.Cut(key, "."); {
+		switch kind, name, _ := strings.Cut(key, "."); {
 		case kind == "request" && r.Terminal != nil:
 			if e, ok := c.terminals[r.RequestID]; ok && e.ID != r.Terminal.ID {
 				c.fault("request %s was decided as %s, but %s was published", r.RequestID, r.Terminal.ID, e.ID)
@@ -166,7 +172,7 @@ func (c *checker) records() {
 			if got, err := c.run.Digest(r.Ref); err != nil || got != r.Digest {
 				c.fault("tag %s is at %q (%v), but request %s moved it to %s", r.Ref, got, err, r.RequestID, r.Digest)
 			}
-		case kind == "build" && r.Status == "building":
+		case kind == "build" && r.Status == "building" && !c.canceled[name]:
 			c.fault("build %s is claimed, but every request has ended", key)
 		case kind == "build" && r.Status == "completed":
 			if got, err := c.run.Digest(r.ImageRef); err != nil || got != r.Digest {
