@@ -2,17 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,8 +37,14 @@ const rolePassword = "a password of the test"
 
 func startSecured(t *testing.T) secured {
 	t.Helper()
+	return startSecuredAt(t, "127.0.0.1", enginetest.NewAuthority(t))
+}
+
+// startSecuredAt is startSecured at an address of this machine.
+func startSecuredAt(t *testing.T, ip string, ca *enginetest.Authority) secured {
+	t.Helper()
 	dir := t.TempDir()
-	certificate, key := selfSigned(t)
+	certificate, key := ca.Issue(t, ip)
 	hash, err := bcrypt.GenerateFromPassword([]byte(rolePassword), bcrypt.MinCost)
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +55,7 @@ func startSecured(t *testing.T) secured {
 	}
 	write := func(name, text string) string {
 		path := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return path
@@ -68,13 +67,12 @@ func startSecured(t *testing.T) secured {
 		}
 		return string(raw)
 	}
-	ca := write("tls/server.pem", certificate)
-	write("tls/server.key", key)
 	write("passwords.conf", string(passwords))
 	write(natsbus.RolesFile, read(natsbus.RolesFile))
 	// Only where the server lives is another place.
 	conf := write("nats-server.conf", strings.NewReplacer(
-		"/etc/nats", dir, "/data", dir, `listen: "0.0.0.0:4222"`, `listen: "127.0.0.1:-1"`, "127.0.0.1:8222", "127.0.0.1:-1",
+		"/etc/nats/tls/server.pem", certificate, "/etc/nats/tls/server.key", key,
+		"/etc/nats", dir, "/data", dir, `listen: "0.0.0.0:4222"`, fmt.Sprintf("listen: %q", ip+":-1"), "127.0.0.1:8222", "127.0.0.1:-1",
 	).Replace(read("nats-server.conf")))
 	opts, err := server.ProcessConfigFile(conf)
 	if err != nil {
@@ -93,33 +91,7 @@ func startSecured(t *testing.T) secured {
 		s.Shutdown()
 		s.WaitForShutdown()
 	})
-	return secured{url: s.ClientURL(), ca: ca}
-}
-
-// selfSigned returns a certificate for loopback that is its own authority, and its key.
-func selfSigned(t *testing.T) (certificate, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	encode := func(kind string, b []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
-	}
-	return encode("CERTIFICATE", der), encode("EC PRIVATE KEY", raw)
+	return secured{url: s.ClientURL(), ca: ca.File}
 }
 
 // as connects with the settings that a user of that role makes.

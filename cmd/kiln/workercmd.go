@@ -54,7 +54,7 @@ func (w *workerCmd) Run(ctx context.Context, s streams, c *cli) error {
 	if w.Engine == "kube" {
 		// Limits of Pods are those of their resource class.
 		w.Sandbox = sandboxFlags{}
-		makeEngine = func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s.registry, log) }
+		makeEngine = func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s, log) }
 	}
 	service, err := newService(ctx, w.buildFlags, filepath.Join(defaultDataDir(), "worker"), makeEngine, nc, topology, monitor.registry, log)
 	if err != nil {
