@@ -85,7 +85,7 @@ func Program(tb testing.TB, variable, file string) string {
 		_, err = os.Stat(path) //nolint:gosec // a test's own choice
 	}
 	if err != nil {
-		tb.Skipf("SKIPPED: %v; get it with: make build helm", err)
+		tb.Skipf("SKIPPED: %v; make e2e-kube builds it", err)
 	}
 	return path
 }
