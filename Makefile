@@ -24,8 +24,8 @@ help: ## List the targets
 # ---------------------------------------------------------------- building
 
 .PHONY: build
-build: $(BIN)/kaniko-executor ## Build bin/kiln and bin/kaniko-executor (static)
-	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/kiln ./cmd/kiln
+build: $(BIN)/kaniko-executor ## Build bin/kiln, bin/kilnd and bin/kaniko-executor (static)
+	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/ ./cmd/kiln ./cmd/kilnd
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/kiln-demo ./deploy/demo
 
 # The executor has a module of its own: its dependencies never touch Kiln's.
@@ -39,10 +39,11 @@ $(BIN)/kaniko-executor: deploy/kaniko/go.mod deploy/kaniko/go.sum
 # Images of several machines become one: make image PLATFORMS="linux/amd64 linux/arm64"
 PLATFORMS      ?= linux/$(shell go env GOARCH)
 PUSH           ?=
+comma          := ,
 
 .PHONY: image
 image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kiln) ## Assemble dist/kiln-image.tar; PUSH=REF pushes it too
-	@go run ./deploy/image kiln $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kiln) -o dist/kiln-image.tar -name $(or $(PUSH),kiln:latest) $(if $(PUSH),-push $(PUSH))
+	@go run ./deploy/image kiln $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kiln$(comma)dist/$(subst /,-,$p)/kilnd) -o dist/kiln-image.tar -name $(or $(PUSH),kiln:latest) $(if $(PUSH),-push $(PUSH))
 
 .PHONY: kaniko-image
 kaniko-image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kaniko-executor) ## Assemble dist/kaniko-image.tar from the pinned executor; PUSH=REF pushes it too
@@ -51,7 +52,7 @@ kaniko-image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kaniko-executor) ## 
 # Go knows by itself whether there is something to do.
 .PHONY: FORCE
 dist/%/kiln: FORCE
-	@CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $@ ./cmd/kiln
+	@CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $(@D)/ ./cmd/kiln ./cmd/kilnd
 
 dist/%/kaniko-executor: FORCE
 	@cd deploy/kaniko
@@ -178,5 +179,5 @@ manifests: ## Write deploy/manifests and what the chart's tests expect from the 
 
 .PHONY: docs
 docs: ## Write the configuration table of the README from the code
-	@CGO_ENABLED=0 go build -o $(BIN)/kiln ./cmd/kiln
+	@CGO_ENABLED=0 go build -o $(BIN)/kilnd ./cmd/kilnd
 	.ci/docs README.md

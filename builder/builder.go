@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v6"
 
+	"kiln/builder/lazyregexp"
 	"kiln/builder/nuclio"
 )
 
@@ -70,7 +70,7 @@ func New(cfg Config, lookup Lookup, engine Engine, known ...*Redactor) (*Builder
 // EngineName is the wire name of the engine.
 func (b *Builder) EngineName() string { return b.engine.Name() }
 
-var digestPattern = regexp.MustCompile(`^sha(256:[0-9a-f]{64}|512:[0-9a-f]{128})$`)
+var digestPattern = lazyregexp.New(`^sha(256:[0-9a-f]{64}|512:[0-9a-f]{128})$`)
 
 // Plan pins base image and source, and returns the plan.
 func (b *Builder) Plan(ctx context.Context, r Request) (Plan, error) {

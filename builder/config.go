@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"runtime"
 	"slices"
 	"time"
 
 	"kiln/builder/dockerfile"
+	"kiln/builder/lazyregexp"
 )
 
 // Config of a Builder. The zero value is usable; every field says its default.
@@ -43,7 +43,7 @@ func (c Config) defaultArgs(r Request) []dockerfile.Default {
 	return args
 }
 
-var platformPattern = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?$`)
+var platformPattern = lazyregexp.New(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?$`)
 
 // DefaultExecutor is the build tool that Kiln is made and tested with.
 func DefaultExecutor() Executor {

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
 
 	"kiln/builder/dockerfile"
+	"kiln/builder/lazyregexp"
 )
 
 // Pip names the package indexes. URLs may hold credentials; they reach RUN
@@ -37,10 +37,10 @@ const (
 )
 
 var (
-	trustedHost = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?$`)
+	trustedHost = lazyregexp.New(`^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?$`)
 	// userInfo finds credentials in URLs. The authority of a URL ends at the first of
 	// "/?#", so that whatever stands before its last "@" is user info.
-	userInfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s"'<>]+)@`)
+	userInfo = lazyregexp.New(`([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s"'<>]+)@`)
 )
 
 func (p Pip) validate() error {

@@ -8,11 +8,12 @@ import (
 	"io"
 	"iter"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"kiln/builder/lazyregexp"
 )
 
 // mask stands where a secret stood.
@@ -26,7 +27,7 @@ const minSecret = 4
 const maxRounds = 16
 
 // openUserInfo finds a URL's authority that the end of the text cuts off.
-var openUserInfo = regexp.MustCompile(`(://)[^/?#\s"'<>]+$`)
+var openUserInfo = lazyregexp.New(`(://)[^/?#\s"'<>]+$`)
 
 // maxLearned bounds how many values a Redactor learns.
 const maxLearned = 500

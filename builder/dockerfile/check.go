@@ -3,10 +3,11 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"kiln/builder/lazyregexp"
 )
 
 const (
@@ -19,10 +20,10 @@ const (
 )
 
 var (
-	targetDir    = regexp.MustCompile(`^/[A-Za-z0-9._+@=,~/ -]*$`)
-	numericOwner = regexp.MustCompile(`^[0-9]{1,10}:[0-9]{1,10}$`)
-	argName      = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	reference    = regexp.MustCompile(`^(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?/)?` +
+	targetDir    = lazyregexp.New(`^/[A-Za-z0-9._+@=,~/ -]*$`)
+	numericOwner = lazyregexp.New(`^[0-9]{1,10}:[0-9]{1,10}$`)
+	argName      = lazyregexp.New(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	reference    = lazyregexp.New(`^(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?/)?` +
 		`[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*` +
 		`(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?` +
 		`(?:@(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?$`)

@@ -2,10 +2,11 @@ package dockerfile
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
+
+	"kiln/builder/lazyregexp"
 )
 
 // maxInline is the longest command, in bytes, that is written into the Dockerfile.
@@ -14,11 +15,11 @@ import (
 const maxInline = 60_000
 
 var (
-	lineEnd    = regexp.MustCompile(`\r+(\n|$)`)
-	blankStart = regexp.MustCompile(`^([ \t]*\n)+`)
+	lineEnd    = lazyregexp.New(`\r+(\n|$)`)
+	blankStart = lazyregexp.New(`^([ \t]*\n)+`)
 	// shebang is stricter than the kernel: nothing in it may mean anything to the
 	// shell that starts the interpreter.
-	shebang = regexp.MustCompile(`^#![ \t]*(/[A-Za-z0-9._/+-]+)(?:[ \t]+([A-Za-z0-9._/+=:,@%-]+))?[ \t]*(?:\n|$)`)
+	shebang = lazyregexp.New(`^#![ \t]*(/[A-Za-z0-9._/+-]+)(?:[ \t]+([A-Za-z0-9._/+=:,@%-]+))?[ \t]*(?:\n|$)`)
 )
 
 // Normalize returns a command as it is rendered: line ends are LF, blank lines

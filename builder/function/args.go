@@ -3,21 +3,21 @@ package function
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 
 	"kiln/builder"
 	"kiln/builder/dockerfile"
 	"kiln/builder/kaniko"
+	"kiln/builder/lazyregexp"
 )
 
 var (
 	// secretName finds names whose values must not be shown. Short words have to
 	// be a part of the name, or end one.
-	secretName = regexp.MustCompile(`TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|KEYS?(?:_|$)|(?:^|_)(?:PASS|PWD|AUTH|PAT)(?:_|$)`)
+	secretName = lazyregexp.New(`TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|PRIVATE|KEYS?(?:_|$)|(?:^|_)(?:PASS|PWD|AUTH|PAT)(?:_|$)`)
 	// urlPassword finds a password inside an address.
-	urlPassword = regexp.MustCompile(`://[^/\s@]*:[^/\s@]+@`)
+	urlPassword = lazyregexp.New(`://[^/\s@]*:[^/\s@]+@`)
 )
 
 // buildArgs merges builder_env of the function and of the request, in order of

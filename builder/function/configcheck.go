@@ -9,17 +9,18 @@ import (
 	"strings"
 
 	"kiln/builder/dockerfile"
+	"kiln/builder/lazyregexp"
 )
 
 var (
-	platformPattern = regexp.MustCompile(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?$`)
-	componentRule   = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
-	tagPattern      = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-	templateField   = regexp.MustCompile(`\{[^{}]*\}`)
-	pipVersion      = regexp.MustCompile(`^(?:(?:~=|===?|!=|<=?|>=?) ?[A-Za-z0-9.*+!-]+)(?:, ?(?:~=|===?|!=|<=?|>=?) ?[A-Za-z0-9.*+!-]+)*$`)
-	packagePattern  = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$`)
-	versionPattern  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
-	objectName      = regexp.MustCompile(`^[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$`)
+	platformPattern = lazyregexp.New(`^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?$`)
+	componentRule   = lazyregexp.New(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
+	tagPattern      = lazyregexp.New(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+	templateField   = lazyregexp.New(`\{[^{}]*\}`)
+	pipVersion      = lazyregexp.New(`^(?:(?:~=|===?|!=|<=?|>=?) ?[A-Za-z0-9.*+!-]+)(?:, ?(?:~=|===?|!=|<=?|>=?) ?[A-Za-z0-9.*+!-]+)*$`)
+	packagePattern  = lazyregexp.New(`^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$`)
+	versionPattern  = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
+	objectName      = lazyregexp.New(`^[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?$`)
 )
 
 // Validate returns all faults of the configuration, joined, or nil.

@@ -4,13 +4,15 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"kiln/builder/lazyregexp"
 )
 
 var (
 	// twoPythons are the versions of MLRun whose images exist for Python 3.7 and 3.9:
 	// 1.3, 1.4 and what is built between versions.
-	twoPythons = regexp.MustCompile(`^1\.[34]\.|^0\.0\.0[+-]|unstable`)
-	python37   = regexp.MustCompile(`^3\.7(?:\D|$)`)
+	twoPythons = lazyregexp.New(`^1\.[34]\.|^0\.0\.0[+-]|unstable`)
+	python37   = lazyregexp.New(`^3\.7(?:\D|$)`)
 )
 
 // enrich completes an image as MLRun's server does: MLRun's own images get a tag, and

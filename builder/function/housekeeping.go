@@ -2,16 +2,16 @@ package function
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"kiln/builder/dockerfile"
+	"kiln/builder/lazyregexp"
 )
 
 // fileWord finds words that pip and package managers take for a file of the working
 // directory although no slash is in them.
-var fileWord = regexp.MustCompile(`(?i)\.(?:whl|zip|tar|gz|tgz|bz2|xz|egg|deb|rpm|apk|txt|toml|cfg|ini|ya?ml|json|py|sh)$`)
+var fileWord = lazyregexp.New(`(?i)\.(?:whl|zip|tar|gz|tgz|bz2|xz|egg|deb|rpm|apk|txt|toml|cfg|ini|ya?ml|json|py|sh)$`)
 
 // program is one that looks at what is installed, downloaded and named, and at nothing
 // else.

@@ -14,7 +14,7 @@ import (
 // MLRun's hub, in the form of the file that the client exports.
 func TestResolveTakesPublishedFunctions(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("../../cmd/kiln/testdata/hub/*.yaml")
+	files, err := filepath.Glob("../../cmd/kilnd/testdata/hub/*.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no function files: %v", err)
 	}

@@ -1,22 +1,22 @@
 package function
 
 import (
-	"regexp"
 	"strings"
 
 	"kiln/builder"
+	"kiln/builder/lazyregexp"
 )
 
 var (
 	// The two are MLRun's own, and take "pip install --upgrade pipenv" for a pip upgrade
 	// as MLRun does.
-	pipUpgrade   = regexp.MustCompile(`pip install --upgrade .*pip`)
-	mlrunInstall = regexp.MustCompile(`pip install .*mlrun`)
-	mlrunWord    = regexp.MustCompile(`^(?:\S*/)?mlrun(?:\.git)?(?:[\[=<>!~@#;].*)?$`)
+	pipUpgrade   = lazyregexp.New(`pip install --upgrade .*pip`)
+	mlrunInstall = lazyregexp.New(`pip install .*mlrun`)
+	mlrunWord    = lazyregexp.New(`^(?:\S*/)?mlrun(?:\.git)?(?:[\[=<>!~@#;].*)?$`)
 	// mlrunTag is a version that pip can find: a release or a pre-release without
 	// hyphen. Images for other Pythons or for GPUs have a suffix that is no part of it.
-	mlrunTag = regexp.MustCompile(`^((?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)(?:-[0-9A-Za-z.]+?)??)(?:-gpu|-py\d+)?$`)
-	bareWord = regexp.MustCompile(`^[A-Za-z0-9.=~+-]*$`)
+	mlrunTag = lazyregexp.New(`^((?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)(?:-[0-9A-Za-z.]+?)??)(?:-gpu|-py\d+)?$`)
+	bareWord = lazyregexp.New(`^[A-Za-z0-9.=~+-]*$`)
 )
 
 // additions are what a build puts on top of the base.
@@ -123,7 +123,7 @@ func (r resolver) listsMLRun(specifier string) bool {
 }
 
 // anyMatches reports whether a line of a command matches; a backslash joins lines.
-func anyMatches(commands []string, pattern *regexp.Regexp) bool {
+func anyMatches(commands []string, pattern *lazyregexp.Regexp) bool {
 	for _, command := range commands {
 		command = strings.ReplaceAll(strings.ReplaceAll(command, "\r\n", "\n"), "\\\n", " ")
 		if pattern.MatchString(command) {

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"kiln/builder"
 	"kiln/builder/dockerfile"
+	"kiln/builder/lazyregexp"
 )
 
 const (
@@ -23,10 +23,10 @@ const (
 )
 
 var (
-	sourceScheme = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+	sourceScheme = lazyregexp.New(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 	// scpSource is git's short form of an ssh address.
-	scpSource     = regexp.MustCompile(`^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^\s:]+$`)
-	contextSource = regexp.MustCompile(`^context://sha256-[0-9a-f]{64}\.(?:tar\.gz|tar|zip)$`)
+	scpSource     = lazyregexp.New(`^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^\s:]+$`)
+	contextSource = lazyregexp.New(`^context://sha256-[0-9a-f]{64}\.(?:tar\.gz|tar|zip)$`)
 )
 
 // isProjectSource reports whether source stands for the project's.

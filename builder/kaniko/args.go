@@ -2,11 +2,11 @@ package kaniko
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
 	"kiln/builder"
+	"kiln/builder/lazyregexp"
 )
 
 // Paths inside the container that the executor runs in.
@@ -104,20 +104,20 @@ func Env(plan builder.Plan) []string {
 }
 
 var (
-	argName  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	secretID = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+	argName  = lazyregexp.New(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	secretID = lazyregexp.New(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 	// reserved are the variables that change what the executor itself does: those
 	// of the Go runtime and its network code, of the dynamic linker, of docker's
 	// configuration and of Kaniko. Proxy variables are not among them: registries
 	// and commands are reached through the same proxies, as in MLRun.
-	reserved = regexp.MustCompile(`^(PATH|HOME|USER|LOGNAME|SHELL|PWD|TMPDIR|container` +
+	reserved = lazyregexp.New(`^(PATH|HOME|USER|LOGNAME|SHELL|PWD|TMPDIR|container` +
 		`|GODEBUG|GOGC|GOMEMLIMIT|GOMAXPROCS|GOTRACEBACK|GOCOVERDIR|GORACE|GOROOT|LOCALDOMAIN|RES_OPTIONS` +
 		`|BENCHMARK_FILE|BUILDER_OUTPUT|SNAPSHOT_TIMEOUT_DURATION|UPSTREAM_CLIENT_TYPE|REGISTRY_AUTH_FILE` +
 		`|(LD|DOCKER|KANIKO|FF|XDG|KILN|SSL_CERT)_.*)$`)
 	// stage finds FROM with its image and the name that it gives it; part finds from
 	// what else COPY, ADD or a mount take files.
-	stage = regexp.MustCompile(`(?mi)^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)(?:[ \t]+AS[ \t]+(\S+))?`)
-	part  = regexp.MustCompile(`[-,=]from=([^\s,]+)`)
+	stage = lazyregexp.New(`(?mi)^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)(?:[ \t]+AS[ \t]+(\S+))?`)
+	part  = lazyregexp.New(`[-,=]from=([^\s,]+)`)
 )
 
 // maxValue is the longest value of one variable: Linux allows 128 KiB for a string

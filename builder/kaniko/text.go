@@ -3,11 +3,12 @@ package kaniko
 import (
 	"bytes"
 	"encoding/json"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+
+	"kiln/builder/lazyregexp"
 )
 
 // instructionFailed begins the last word after an instruction failed.
@@ -15,18 +16,18 @@ const instructionFailed = "error building image: error building stage: failed to
 
 var (
 	// escapes are the control sequences of terminals: CSI, OSC and two-byte ones.
-	escapes = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[@-Z\\\\-_]")
+	escapes = lazyregexp.New("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[@-Z\\\\-_]")
 	// instructions are how the executor announces a step: by its text.
-	instructions = regexp.MustCompile(`^(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME|WORKDIR)\s`)
+	instructions = lazyregexp.New(`^(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME|WORKDIR)\s`)
 	// mounts are options of RUN that say nothing to whoever wrote the command.
-	mounts = regexp.MustCompile(`^RUN(?:\s+--(?:mount|network|security)=\S+)+\s+`)
+	mounts = lazyregexp.New(`^RUN(?:\s+--(?:mount|network|security)=\S+)+\s+`)
 	// failure is the last word after an instruction failed, with the exit code or the
 	// signal of its process if it had one.
-	failure = regexp.MustCompile(`^` + instructionFailed +
+	failure = lazyregexp.New(`^` + instructionFailed +
 		`(?:execute command|get files used from context): (?:.*waiting for process to exit: (?:exit status (\d+)|(signal: .+))$)?`)
 	// answer finds what a registry answered: a status, or a code of the OCI
 	// distribution specification.
-	answer = regexp.MustCompile(`(?:GET|HEAD|POST|PUT|PATCH|DELETE) \S+: (?:unexpected status code (\d{3})|([A-Z_]+):)`)
+	answer = lazyregexp.New(`(?:GET|HEAD|POST|PUT|PATCH|DELETE) \S+: (?:unexpected status code (\d{3})|([A-Z_]+):)`)
 )
 
 func instruction(msg string) bool { return instructions.MatchString(msg) }

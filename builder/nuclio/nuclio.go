@@ -13,9 +13,10 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
+
+	"kiln/builder/lazyregexp"
 )
 
 // Labels and annotations of Nuclio's functions.
@@ -77,7 +78,7 @@ type Function struct {
 	Secrets []string
 }
 
-var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
+var nameRule = lazyregexp.New(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
 
 // Function makes the configuration. Secrets are those of the project, from which
 // credentials are taken that Env lacks; nil leaves such credentials empty. The error

@@ -2,8 +2,9 @@ package nuclio
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
+
+	"kiln/builder/lazyregexp"
 )
 
 const (
@@ -12,8 +13,8 @@ const (
 )
 
 var (
-	plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
-	version   = regexp.MustCompile(`^v?(\d+)\.(\d+)`)
+	plainWord = lazyregexp.New(`^[A-Za-z0-9_@%+=:,./-]+$`)
+	version   = lazyregexp.New(`^v?(\d+)\.(\d+)`)
 )
 
 // commands returns those of spec.config, else the function's, and then the command

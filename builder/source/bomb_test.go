@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"kiln/builder"
+	"kiln/builder/source/archivetest"
 )
 
 // bombs are archives of a few megabytes that want to be much more.
@@ -34,7 +35,7 @@ func bombs(tb testing.TB) map[string]struct {
 	header := member(func(w io.Writer) {
 		_ = tar.NewWriter(w).WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Size: 10 << 30, Format: tar.FormatGNU})
 	})
-	block := member(func(w io.Writer) { _, _ = io.CopyN(w, zeros{}, chunk) })
+	block := member(func(w io.Writer) { _, _ = io.CopyN(w, archivetest.Zeros{}, chunk) })
 	thousand := member(func(w io.Writer) {
 		archive := tar.NewWriter(w)
 		for i := range 1000 {
@@ -58,7 +59,7 @@ func zipBomb(tb testing.TB) []byte {
 	tb.Helper()
 	var deflated, out bytes.Buffer
 	z, _ := flate.NewWriter(&deflated, flate.BestSpeed)
-	_, _ = io.CopyN(z, zeros{}, 4<<20)
+	_, _ = io.CopyN(z, archivetest.Zeros{}, 4<<20)
 	_ = z.Flush()
 	archive := zip.NewWriter(&out)
 	w, err := archive.CreateRaw(&zip.FileHeader{
@@ -106,7 +107,7 @@ func TestBombsAreRefusedAndLeaveNothingBehind(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := serve(t, map[string][]byte{"/" + name: bomb.raw})
-			s, dir := newSources(t, func(c *Config) { c.Limits.Entries = 20_000 }), newFolder(t)
+			s, dir := newSources(t, func(c *Config) { c.Limits.Entries = 20_000 }), archivetest.NewFolder(t)
 			pinned, err := s.Pin(t.Context(), server.URL+"/"+name, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -115,10 +116,10 @@ func TestBombsAreRefusedAndLeaveNothingBehind(t *testing.T) {
 			if builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(fmt.Sprint(err), bomb.says) {
 				t.Errorf("%s: %v, want %q", builder.KindOf(err), err, bomb.says)
 			}
-			if left := append(dir.list(t), cachedFiles(t, s)...); len(left) > 0 {
+			if left := append(dir.List(t), cachedFiles(t, s)...); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
-			dir.checkOutside(t)
+			dir.CheckOutside(t)
 		})
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
 )
 
 // Folders of a cache.
@@ -274,7 +275,7 @@ func unavailable(what string, err error) error {
 }
 
 func tooLarge(limit int64) error {
-	return invalid("the source is larger than the limit of %s", mebibytes(limit))
+	return invalid("the source is larger than the limit of %s", archive.Size(limit))
 }
 
 // contextReader stops reading when the context is done.

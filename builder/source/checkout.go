@@ -19,6 +19,7 @@ import (
 	"github.com/go-git/go-git/v6/storage/filesystem"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
 )
 
 // Bounds of Git repositories.
@@ -31,7 +32,7 @@ const (
 
 // checkout writes the tree of a commit, with folders of submodules that are empty
 // unless they are configured to be fetched.
-func (s *Sources) checkout(ctx context.Context, l location, commit string, env map[string]string, t *tree) error {
+func (s *Sources) checkout(ctx context.Context, l location, commit string, env map[string]string, t *archive.Tree) error {
 	c := &checkout{sources: s, ctx: ctx, env: env, tree: t}
 	return c.repository(l, commit, "")
 }
@@ -41,7 +42,7 @@ type checkout struct {
 	sources    *Sources
 	ctx        context.Context //nolint:containedctx // one checkout is one operation
 	env        map[string]string
-	tree       *tree
+	tree       *archive.Tree
 	submodules int
 }
 
@@ -75,7 +76,7 @@ func (c *checkout) repository(l location, id, prefix string) error {
 		return damaged(err)
 	}
 	if prefix == "" {
-		c.tree.fixed = commit.Committer.When.UTC()
+		c.tree.Fixed = commit.Committer.When.UTC()
 	}
 	top, err := commit.Tree()
 	if err != nil {
@@ -111,12 +112,12 @@ func (c *checkout) write(store *filesystem.Storage, from *object.Tree, prefix, a
 			if sub, err = object.GetTree(store, e.Hash); err != nil {
 				return damaged(err)
 			}
-			if err = c.tree.folder(name, zipEpoch()); err == nil {
+			if err = c.tree.Folder(name, archive.ZipEpoch()); err == nil {
 				err = c.write(store, sub, name, here, modules)
 			}
 		case filemode.Submodule:
 			*modules = append(*modules, submodule{name: name, at: here, commit: e.Hash.String()})
-			err = c.tree.folder(name, zipEpoch())
+			err = c.tree.Folder(name, archive.ZipEpoch())
 		case filemode.Regular, filemode.Deprecated, filemode.Executable, filemode.Symlink:
 			err = c.blob(store, e, name)
 		default:
@@ -141,15 +142,15 @@ func (c *checkout) blob(store *filesystem.Storage, e object.TreeEntry, name stri
 	defer r.Close()
 	switch e.Mode {
 	case filemode.Symlink:
-		target, err := io.ReadAll(io.LimitReader(r, int64(c.tree.limits.Path)+1))
+		target, err := io.ReadAll(io.LimitReader(r, int64(c.sources.cfg.Limits.Path)+1))
 		if err != nil {
 			return damaged(err)
 		}
-		return c.tree.link(name, string(target), zipEpoch())
+		return c.tree.Link(name, string(target), archive.ZipEpoch())
 	case filemode.Executable:
-		return c.tree.file(name, 0o755, zipEpoch(), blob.Size, r)
+		return c.tree.File(name, 0o755, archive.ZipEpoch(), blob.Size, r)
 	default:
-		return c.tree.file(name, 0o644, zipEpoch(), blob.Size, r)
+		return c.tree.File(name, 0o644, archive.ZipEpoch(), blob.Size, r)
 	}
 }
 
@@ -262,10 +263,13 @@ func (s *Sources) fetchCommit(ctx context.Context, l location, id string, env ma
 	return notFound("the repository has no commit %s in any branch or tag", id)
 }
 
+// maxTagChain is how many tags may name one another before the commit.
+const maxTagChain = 40
+
 // findCommit returns a commit, which a tag may name.
 func findCommit(store *filesystem.Storage, id plumbing.Hash) (*object.Commit, error) {
 	commit, err := object.GetCommit(store, id)
-	for range maxLinks {
+	for range maxTagChain {
 		if err == nil {
 			return commit, nil
 		}

@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"regexp"
 	"time"
+
+	"kiln/builder/source/archive"
 )
 
 // Config of Sources. CacheDir is required; every other field has a default.
@@ -21,7 +23,7 @@ type Config struct {
 	// longest time goes first. Defaults to 10 GiB.
 	CacheSize int64
 	// Limits bound what is fetched.
-	Limits Limits
+	Limits archive.Limits
 	// Timeout bounds one Pin or Fetch. Defaults to 15 min.
 	Timeout time.Duration
 	// Insecure lists hosts (host or host:port) that may be spoken to without
@@ -57,41 +59,6 @@ type Contexts interface {
 	Open(ctx context.Context, digest string) (io.ReadCloser, error)
 }
 
-// Limits bound one source. Zero values are defaults.
-type Limits struct {
-	// Download is the size of what is downloaded, in bytes; for Git that of the packed
-	// objects. Defaults to 2 GiB.
-	Download int64
-	// Unpacked is the size of all files together, in bytes. Defaults to 8 GiB.
-	Unpacked int64
-	// Entries is the number of files, folders and links. Defaults to 250,000.
-	Entries int
-	// Ratio is how much larger than the archive the files may be, once they are larger
-	// than 64 MiB. Defaults to 200.
-	Ratio int64
-	// Path is the length of a name with its folders, in bytes. Defaults to 1024.
-	Path int
-}
-
-func (l Limits) withDefaults() Limits {
-	if l.Download == 0 {
-		l.Download = 2 << 30
-	}
-	if l.Unpacked == 0 {
-		l.Unpacked = 8 << 30
-	}
-	if l.Entries == 0 {
-		l.Entries = 250_000
-	}
-	if l.Ratio == 0 {
-		l.Ratio = 200
-	}
-	if l.Path == 0 {
-		l.Path = 1024
-	}
-	return l
-}
-
 func (c Config) withDefaults() Config {
 	if c.CacheSize == 0 {
 		c.CacheSize = 10 << 30
@@ -99,7 +66,7 @@ func (c Config) withDefaults() Config {
 	if c.Timeout == 0 {
 		c.Timeout = 15 * time.Minute
 	}
-	c.Limits = c.Limits.withDefaults()
+	c.Limits = c.Limits.WithDefaults()
 	return c
 }
 

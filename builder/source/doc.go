@@ -24,5 +24,5 @@
 // its name. A folder that is alone at the top of an archive stays.
 //
 // Everything here comes from outside: archives, trees and servers are taken for
-// hostile. See tree for what may become of them.
+// hostile. See archive.Tree for what may become of them.
 package source

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -73,6 +74,9 @@ func kindOf(err error) builder.Kind {
 		return builder.KindUnavailable
 	}
 }
+
+// shown is a name from outside in an error.
+func shown(name string) string { return fmt.Sprintf("%.80q", name) }
 
 func notFound(format string, args ...any) error {
 	return builder.Errorf(builder.KindSourceNotFound, "", format, args...)

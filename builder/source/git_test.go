@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
+	"kiln/builder/source/archivetest"
 )
 
 func TestEveryKindOfRefIsPinnedAndFetched(t *testing.T) {
@@ -39,7 +41,7 @@ func TestEveryKindOfRefIsPinnedAndFetched(t *testing.T) {
 			if pinned != "git:"+want.commit {
 				t.Errorf("%s is pinned to %s, want %s", fragment, pinned, want.commit)
 			}
-			if diff := cmp.Diff(r.tree(want.job), dir.list(t)); diff != "" {
+			if diff := cmp.Diff(r.tree(want.job), dir.List(t)); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", fragment, diff)
 			}
 			info, err := dir.Stat("job.py")
@@ -60,7 +62,7 @@ func TestAFolderOfARepositoryIsATree(t *testing.T) {
 	url := "git+" + gitServer(t, root, nil).URL + "/repo"
 	s := newSources(t, nil)
 	pinned, dir := fetched(t, s, url+"#main:src/app", nil)
-	if diff := cmp.Diff([]string{"run.sh=#!/bin/sh*"}, dir.list(t)); diff != "" || pinned != "git:"+commits["main"]+":src/app" {
+	if diff := cmp.Diff([]string{"run.sh=#!/bin/sh*"}, dir.List(t)); diff != "" || pinned != "git:"+commits["main"]+":src/app" {
 		t.Errorf("pinned to %s, tree (-want +got):\n%s", pinned, diff)
 	}
 	for fragment, want := range map[string]builder.Kind{"#main:nothing": builder.KindSourceNotFound, "#main:src": builder.KindInvalidRequest} {
@@ -68,11 +70,11 @@ func TestAFolderOfARepositoryIsATree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		empty := newFolder(t)
+		empty := archivetest.NewFolder(t)
 		err = s.Fetch(t.Context(), url+fragment, v, nil, empty.Root)
 		// src/link leads out of src.
-		if builder.KindOf(err) != want || err == nil || len(empty.list(t)) > 0 {
-			t.Errorf("%s: %v, left %v, want %s", fragment, err, empty.list(t), want)
+		if builder.KindOf(err) != want || err == nil || len(empty.List(t)) > 0 {
+			t.Errorf("%s: %v, left %v, want %s", fragment, err, empty.List(t), want)
 		}
 	}
 }
@@ -92,7 +94,7 @@ func TestOldServersGiveACommitOnlyWithItsBranch(t *testing.T) {
 		"#" + commits["first"]: "print(1)", "#refs/heads/main#" + commits["first"]: "print(1)", "#side": "print(3)",
 	} {
 		_, dir := fetched(t, s, "git+"+server.URL+"/repo"+fragment, nil)
-		if diff := cmp.Diff(r.tree(job), dir.list(t)); diff != "" {
+		if diff := cmp.Diff(r.tree(job), dir.List(t)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", fragment, diff)
 		}
 	}
@@ -101,7 +103,7 @@ func TestOldServersGiveACommitOnlyWithItsBranch(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.git(t, "branch", "-f", "side", "main")
-	err = s.Fetch(t.Context(), "git+"+server.URL+"/repo#side", pinned, nil, newFolder(t).Root)
+	err = s.Fetch(t.Context(), "git+"+server.URL+"/repo#side", pinned, nil, archivetest.NewFolder(t).Root)
 	if builder.KindOf(err) != builder.KindUnavailable || !strings.Contains(fmt.Sprint(err), "any more") {
 		t.Errorf("a branch that was moved after it was pinned: %s: %v", builder.KindOf(err), err)
 	}
@@ -133,7 +135,7 @@ func TestWhatARepositoryLacksIsNotFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Fetch(t.Context(), url, pinned, nil, newFolder(t).Root); builder.KindOf(err) != builder.KindSourceNotFound || !strings.Contains(fmt.Sprint(err), "no commit") {
+	if err := s.Fetch(t.Context(), url, pinned, nil, archivetest.NewFolder(t).Root); builder.KindOf(err) != builder.KindSourceNotFound || !strings.Contains(fmt.Sprint(err), "no commit") {
 		t.Errorf("a commit that does not exist: %s: %v", builder.KindOf(err), err)
 	}
 }
@@ -163,7 +165,7 @@ func TestTokensAreGivenAsTheServerWantsThem(t *testing.T) {
 			})
 			s := newSources(t, nil)
 			_, dir := fetched(t, s, "git+http://"+tc.info+strings.TrimPrefix(server.URL, "http://")+"/repo", tc.env)
-			if diff := cmp.Diff(r.tree("print(2)"), dir.list(t)); diff != "" {
+			if diff := cmp.Diff(r.tree("print(2)"), dir.List(t)); diff != "" {
 				t.Errorf("tree (-want +got):\n%s", diff)
 			}
 			_, err := s.Pin(t.Context(), "git+"+server.URL+"/repo", map[string]string{"GIT_TOKEN": "hunter2hunter2"})
@@ -190,8 +192,8 @@ func TestTokensStayWithTheirServer(t *testing.T) {
 	}))
 	defer moved.Close()
 	_, dir := fetched(t, newSources(t, nil), "git+"+moved.URL+"/repo", map[string]string{"GIT_TOKEN": "hunter2"})
-	if len(dir.list(t)) == 0 || stolen.Load() {
-		t.Errorf("tree %v, the other host saw the token: %t", dir.list(t), stolen.Load())
+	if len(dir.List(t)) == 0 || stolen.Load() {
+		t.Errorf("tree %v, the other host saw the token: %t", dir.List(t), stolen.Load())
 	}
 }
 
@@ -213,7 +215,7 @@ func TestSubmodulesAreFetchedWhenConfigured(t *testing.T) {
 	s := newSources(t, func(c *Config) { c.Submodules = true })
 	_, with := fetched(t, s, url+"#main:third", nil)
 	want := []string{"lib/", "lib/job.py=print(2)", "lib/src/", "lib/src/app/", "lib/src/app/run.sh=#!/bin/sh*", "lib/src/link -> ../job.py"}
-	if diff := cmp.Diff(want, with.list(t)); diff != "" {
+	if diff := cmp.Diff(want, with.List(t)); diff != "" {
 		t.Errorf("tree (-want +got):\n%s", diff)
 	}
 }
@@ -232,8 +234,8 @@ func TestLargeRepositoriesAreRefused(t *testing.T) {
 	r.write(t, "noise", string(noise))
 	r.commit(t)
 	url := "git+" + gitServer(t, root, nil).URL + "/repo"
-	for says, limits := range map[string]Limits{"larger than the limit": {Download: 100 << 10}, "unpacked": {Unpacked: 100 << 10}, "limit of 3": {Entries: 3}} {
-		s, dir := newSources(t, func(c *Config) { c.Limits = limits }), newFolder(t)
+	for says, limits := range map[string]archive.Limits{"larger than the limit": {Download: 100 << 10}, "unpacked": {Unpacked: 100 << 10}, "limit of 3": {Entries: 3}} {
+		s, dir := newSources(t, func(c *Config) { c.Limits = limits }), archivetest.NewFolder(t)
 		pinned, err := s.Pin(t.Context(), url, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -242,7 +244,7 @@ func TestLargeRepositoriesAreRefused(t *testing.T) {
 		if builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(fmt.Sprint(err), says) {
 			t.Errorf("%+v: %s: %v, want %q", limits, builder.KindOf(err), err, says)
 		}
-		if left := append(dir.list(t), cachedFiles(t, s)...); len(left) > 0 {
+		if left := append(dir.List(t), cachedFiles(t, s)...); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
 	}
@@ -272,12 +274,12 @@ func TestHostileRepositoriesAreRefused(t *testing.T) {
 		made := r.git(t, "-c", "alias.mk=!git mktree <"+file, "mk")
 		commit := r.git(t, "commit-tree", "-m", name, made)
 		r.git(t, "update-ref", "refs/heads/hostile", commit)
-		dir := newFolder(t)
+		dir := archivetest.NewFolder(t)
 		err := newSources(t, nil).Fetch(t.Context(), url+"#hostile", "git:"+commit, nil, dir.Root)
-		if builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(fmt.Sprint(err), tc.says) || len(dir.list(t)) > 0 {
-			t.Errorf("%s: %v, left %v, want %q", name, err, dir.list(t), tc.says)
+		if builder.KindOf(err) != builder.KindInvalidRequest || !strings.Contains(fmt.Sprint(err), tc.says) || len(dir.List(t)) > 0 {
+			t.Errorf("%s: %v, left %v, want %q", name, err, dir.List(t), tc.says)
 		}
-		dir.checkOutside(t)
+		dir.CheckOutside(t)
 	}
 }
 
@@ -312,7 +314,7 @@ func TestGitDaemonsAreSpokenToOnLoopback(t *testing.T) {
 	url := "git://" + listener.Addr().String()
 	s := newSources(t, nil)
 	pinned, dir := fetched(t, s, url+"/repo#side", nil)
-	if diff := cmp.Diff(r.tree("print(3)"), dir.list(t)); diff != "" || pinned != "git:"+commits["side"] {
+	if diff := cmp.Diff(r.tree("print(3)"), dir.List(t)); diff != "" || pinned != "git:"+commits["side"] {
 		t.Errorf("pinned to %s, tree (-want +got):\n%s", pinned, diff)
 	}
 	if _, err := s.Pin(t.Context(), url+"/gone", nil); builder.KindOf(err) != builder.KindSourceNotFound {

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
 )
 
 // maxURL is the longest URL of a source, in bytes.
@@ -93,7 +94,6 @@ func invalid(format string, args ...any) error {
 const knownForms = "git://, git+https://, git+ssh://, https://….git, git@host:path, http(s)://, s3://, gs://, az://, wasbs:// and v3io://"
 
 var (
-	schemePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 	// scpPattern is the short form of SSH: git@host:path.
 	scpPattern     = regexp.MustCompile(`^([A-Za-z0-9._-]+)@([A-Za-z0-9._-]+):([^/\\].*|/[^/].*)$`)
 	commitPattern  = regexp.MustCompile(`^(?:[0-9a-f]{40}|[0-9a-f]{64})$`)
@@ -101,11 +101,6 @@ var (
 	refPattern     = regexp.MustCompile(`^[^\x00-\x20~^:?*\[\\\x7f-][^\x00-\x20~^:?*\[\\\x7f]*$`)
 	bucketPattern  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,221}$`)
 )
-
-// IsPath reports whether text names a file or folder of this machine, and no URL.
-func IsPath(text string) bool {
-	return text != "" && !schemePattern.MatchString(text) && !scpPattern.MatchString(text)
-}
 
 // parse reads the URL of a source. Its errors are of KindInvalidRequest and repeat
 // nothing of the URL but its scheme.
@@ -118,13 +113,13 @@ func parse(text string) (location, error) {
 	case !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return location{}, invalid("the source holds control characters, or is not UTF-8")
 	}
-	if m := scpPattern.FindStringSubmatch(text); m != nil && !schemePattern.MatchString(text) {
+	if m := scpPattern.FindStringSubmatch(text); m != nil {
 		where, fragment, _ := strings.Cut(m[3], "#")
 		l := location{kind: kindGit, url: url.URL{Scheme: "ssh", Host: m[2], Path: where}, user: url.User(m[1])}
 		return l, l.readFragment(fragment)
 	}
 	scheme, rest, ok := strings.Cut(text, "://")
-	if !ok || !schemePattern.MatchString(text) {
+	if !ok || archive.IsPath(text) {
 		return location{}, invalid("the source is a path: a worker cannot see your files; "+
 			"use `kiln build`, which uploads them, or one of %s", knownForms)
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/rclone/gofakes3/s3mem"
 
 	"kiln/builder"
+	"kiln/builder/source/archivetest"
 )
 
 // s3Server is what `rclone serve s3` runs: it checks signatures.
@@ -55,7 +56,7 @@ func s3Server(tb testing.TB) (env map[string]string, put func(key string, raw []
 func TestSourcesInARealS3Server(t *testing.T) {
 	t.Parallel()
 	env, put := s3Server(t)
-	put("dir/my project.tar.gz", archiveBytes(t, "a.tar.gz", file("job.py", "print()")))
+	put("dir/my project.tar.gz", archiveBytes(t, "a.tar.gz", archivetest.Text("job.py", "print()")))
 	put("job.py", []byte("print(1)"))
 	s := newSources(t, nil)
 	for url, want := range map[string][]string{
@@ -64,7 +65,7 @@ func TestSourcesInARealS3Server(t *testing.T) {
 		// The second time the server says that nothing changed.
 		first, _ := fetched(t, s, url, env)
 		second, dir := fetched(t, s, url, env)
-		if diff := cmp.Diff(want, dir.list(t)); diff != "" || first != second {
+		if diff := cmp.Diff(want, dir.List(t)); diff != "" || first != second {
 			t.Errorf("%s is %s and %s (-want +got):\n%s", url, first, second, diff)
 		}
 	}
@@ -192,7 +193,7 @@ func TestSourcesInCloudStorage(t *testing.T) {
 	s := newSources(t, nil)
 	for _, scheme := range []string{"gs", "gcs"} {
 		_, dir := fetched(t, s, scheme+"://bucket/dir/my job.py", env)
-		if diff := cmp.Diff([]string{"my job.py=print()"}, dir.list(t)); diff != "" {
+		if diff := cmp.Diff([]string{"my job.py=print()"}, dir.List(t)); diff != "" {
 			t.Errorf("tree (-want +got):\n%s", diff)
 		}
 	}
@@ -263,7 +264,7 @@ func TestSourcesInAzure(t *testing.T) {
 	s := newSources(t, nil)
 	for _, env := range []map[string]string{byKey, byKey, connection("SharedAccessSignature=sv=2020&sig=hunter2")} {
 		_, dir := fetched(t, s, "az://container/dir/my job.py", env)
-		if diff := cmp.Diff([]string{"my job.py=print()"}, dir.list(t)); diff != "" {
+		if diff := cmp.Diff([]string{"my job.py=print()"}, dir.List(t)); diff != "" {
 			t.Errorf("tree (-want +got):\n%s", diff)
 		}
 	}
@@ -332,7 +333,7 @@ func TestSourcesInV3IO(t *testing.T) {
 	env := map[string]string{"V3IO_ACCESS_KEY": "hunter2"}
 	for _, url := range []string{"v3io://" + host + "/projects/a b/job.py", "v3io:///projects/a b/job.py"} {
 		_, dir := fetched(t, s, url, env)
-		if diff := cmp.Diff([]string{"job.py=print()"}, dir.list(t)); diff != "" {
+		if diff := cmp.Diff([]string{"job.py=print()"}, dir.List(t)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", url, diff)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
 )
 
 // Sources finds and fetches code. Safe for concurrent use.
@@ -89,8 +90,8 @@ func (s *Sources) pin(ctx context.Context, l location, env map[string]string) (v
 	if l.kind == kindContext {
 		return v, nil
 	}
-	archive, err := isArchive(l.base(), f)
-	if !archive {
+	packed, err := archive.IsArchive(l.base(), f)
+	if !packed {
 		v.name = l.base()
 	}
 	return v, err
@@ -108,7 +109,7 @@ func (s *Sources) Fetch(ctx context.Context, url, pinned string, env map[string]
 		return nil
 	}
 	err = border(ctx, "fetching the source "+l.String(), secretsOf(l, env), err)
-	if eerr := empty(dir); eerr != nil {
+	if eerr := archive.Empty(dir); eerr != nil {
 		return &builder.Error{Kind: builder.KindUnavailable, Op: "removing the source", Err: fmt.Errorf("%w, after: %w", eerr, err)}
 	}
 	return err
@@ -122,12 +123,12 @@ func (s *Sources) fetch(ctx context.Context, l location, pinned string, env map[
 	if (v.commit != "") != (l.kind == kindGit) || v.dir != l.dir {
 		return invalid("%s is not a version of this source", pinned)
 	}
-	t := newTree(ctx, dir, s.cfg.Limits)
+	t := archive.New(ctx, dir, s.cfg.Limits)
 	if l.kind == kindGit {
 		if err := s.checkout(ctx, l, v.commit, env, t); err != nil {
 			return err
 		}
-		return t.finish()
+		return t.Finish()
 	}
 	f, err := s.cached(ctx, l, v.digest, env)
 	if err != nil {
@@ -135,12 +136,12 @@ func (s *Sources) fetch(ctx context.Context, l location, pinned string, env map[
 	}
 	defer f.Close()
 	if v.name != "" {
-		if err := t.file(v.name, 0o644, zipEpoch(), -1, f); err != nil {
+		if err := t.File(v.name, 0o644, archive.ZipEpoch(), -1, f); err != nil {
 			return err
 		}
-		return t.finish()
+		return t.Finish()
 	}
-	err = unpack(f, t)
+	err = archive.Unpack(f, t)
 	if builder.KindOf(err) == builder.KindInvalidRequest && ctx.Err() == nil && isOurs(err) {
 		_ = s.cache.drop(v.digest) // nobody will ever unpack it
 	}

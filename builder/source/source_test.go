@@ -22,6 +22,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kiln/builder"
+	"kiln/builder/source/archive"
+	"kiln/builder/source/archivetest"
 )
 
 func newSources(tb testing.TB, change func(*Config)) *Sources {
@@ -43,9 +45,9 @@ func newSources(tb testing.TB, change func(*Config)) *Sources {
 }
 
 // fetched pins and fetches a source.
-func fetched(tb testing.TB, s *Sources, url string, env map[string]string) (pinned string, dir folder) {
+func fetched(tb testing.TB, s *Sources, url string, env map[string]string) (pinned string, dir archivetest.Folder) {
 	tb.Helper()
-	dir = newFolder(tb)
+	dir = archivetest.NewFolder(tb)
 	pinned, err := s.Pin(tb.Context(), url, env)
 	if err == nil {
 		err = s.Fetch(tb.Context(), url, pinned, env, dir.Root)
@@ -87,9 +89,9 @@ func serve(tb testing.TB, content map[string][]byte) *httptest.Server {
 	return server
 }
 
-func archiveBytes(tb testing.TB, name string, entries ...entry) []byte {
+func archiveBytes(tb testing.TB, name string, entries ...archivetest.Entry) []byte {
 	tb.Helper()
-	raw, err := io.ReadAll(archiveFile(tb, name, entries))
+	raw, err := io.ReadAll(archivetest.File(tb, name, entries))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -98,7 +100,7 @@ func archiveBytes(tb testing.TB, name string, entries ...entry) []byte {
 
 func TestArchivesAndFilesAreFetchedByHTTP(t *testing.T) {
 	t.Parallel()
-	project := []entry{{name: "project/", kind: tar.TypeDir, mode: 0o755}, file("project/job.py", "print()")}
+	project := []archivetest.Entry{{Name: "project/", Kind: tar.TypeDir, Mode: 0o755}, archivetest.Text("project/job.py", "print()")}
 	unpacked := []string{"project/", "project/job.py=print()"}
 	server := serve(t, map[string][]byte{
 		"/a.tar.gz": archiveBytes(t, "a.tar.gz", project...), "/a.tar": archiveBytes(t, "a.tar", project...),
@@ -115,7 +117,7 @@ func TestArchivesAndFilesAreFetchedByHTTP(t *testing.T) {
 		"/lib-1.0.whl": {[]string{"lib-1.0.whl=" + string(archiveBytes(t, "a.zip", project...))}, "lib-1.0.whl"},
 	} {
 		pinned, dir := fetched(t, s, server.URL+path, nil)
-		if diff := cmp.Diff(want.tree, dir.list(t)); diff != "" {
+		if diff := cmp.Diff(want.tree, dir.List(t)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", path, diff)
 		}
 		if v, err := parseVersion(pinned); err != nil || v.digest == "" || v.name != want.name {
@@ -138,25 +140,25 @@ func TestFetchTakesTheCacheAndDownloadsAgainWithoutIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fresh := newFolder(t)
+	fresh := archivetest.NewFolder(t)
 	if err := second.Fetch(t.Context(), url, pinned, nil, fresh.Root); err != nil {
 		t.Errorf("by another process: %v", err)
 	}
 	content.Store("print(2)")
-	dir := newFolder(t)
+	dir := archivetest.NewFolder(t)
 	if err := first.Fetch(t.Context(), url, pinned, nil, dir.Root); err != nil {
 		t.Errorf("from the cache: %v", err)
 	}
-	if diff := cmp.Diff([]string{"job.py=print(1)"}, dir.list(t)); diff != "" {
+	if diff := cmp.Diff([]string{"job.py=print(1)"}, dir.List(t)); diff != "" {
 		t.Errorf("tree (-want +got):\n%s", diff)
 	}
 	third := newSources(t, nil)
-	dir = newFolder(t)
+	dir = archivetest.NewFolder(t)
 	err = third.Fetch(t.Context(), url, pinned, nil, dir.Root)
 	if builder.KindOf(err) != builder.KindUnavailable || !strings.Contains(fmt.Sprint(err), "changed since") {
 		t.Errorf("changed since it was pinned: %v", err)
 	}
-	if left := dir.list(t); len(left) > 0 {
+	if left := dir.List(t); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -336,7 +338,7 @@ func TestDownloadsAreBounded(t *testing.T) {
 		if r.URL.Path == "/announced.zip" {
 			w.Header().Set("Content-Length", "5000000")
 		}
-		_, _ = io.CopyN(w, zeros{}, 5_000_000)
+		_, _ = io.CopyN(w, archivetest.Zeros{}, 5_000_000)
 	}))
 	defer server.Close()
 	s := newSources(t, func(c *Config) { c.Limits.Download = 1 << 20 })
@@ -386,14 +388,14 @@ func TestUploadedContextsAreFetched(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "job.py"), []byte("print()"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	digest, _, err := Pack(dir, &packed)
+	digest, _, err := archive.Pack(dir, &packed)
 	if err != nil {
 		t.Fatal(err)
 	}
 	stored := contexts{digest: packed.Bytes(), "sha256:" + hexA: []byte("forged")}
 	s := newSources(t, func(c *Config) { c.Contexts = stored })
 	pinned, tree := fetched(t, s, "context://"+strings.Replace(digest, ":", "-", 1)+".tar.gz", nil)
-	if diff := cmp.Diff([]string{"job.py=print()"}, tree.list(t)); diff != "" || pinned != digest {
+	if diff := cmp.Diff([]string{"job.py=print()"}, tree.List(t)); diff != "" || pinned != digest {
 		t.Errorf("pinned to %s, tree (-want +got):\n%s", pinned, diff)
 	}
 	for url, want := range map[string]builder.Kind{
@@ -413,7 +415,7 @@ func TestManyPinAndFetchAtOnceFromOneCache(t *testing.T) {
 	t.Parallel()
 	content := map[string][]byte{}
 	for i := range 8 {
-		content[fmt.Sprintf("/%d.tar.gz", i)] = archiveBytes(t, "a.tar.gz", file("n", strings.Repeat(strconv.Itoa(i), 1000)))
+		content[fmt.Sprintf("/%d.tar.gz", i)] = archiveBytes(t, "a.tar.gz", archivetest.Text("n", strings.Repeat(strconv.Itoa(i), 1000)))
 	}
 	server := serve(t, content)
 	shared := t.TempDir()
@@ -422,7 +424,7 @@ func TestManyPinAndFetchAtOnceFromOneCache(t *testing.T) {
 	both := []*Sources{newSources(t, small), newSources(t, small)}
 	var group sync.WaitGroup
 	for i := range 32 {
-		s, url, dir := both[i%2], fmt.Sprintf("%s/%d.tar.gz", server.URL, i%8), newFolder(t)
+		s, url, dir := both[i%2], fmt.Sprintf("%s/%d.tar.gz", server.URL, i%8), archivetest.NewFolder(t)
 		group.Go(func() {
 			for try := range 20 {
 				pinned, err := s.Pin(t.Context(), url, nil)
@@ -437,7 +439,7 @@ func TestManyPinAndFetchAtOnceFromOneCache(t *testing.T) {
 					return
 				}
 			}
-			if diff := cmp.Diff([]string{"n=" + strings.Repeat(strconv.Itoa(i%8), 1000)}, dir.list(t)); diff != "" {
+			if diff := cmp.Diff([]string{"n=" + strings.Repeat(strconv.Itoa(i%8), 1000)}, dir.List(t)); diff != "" {
 				t.Errorf("tree (-want +got):\n%s", diff)
 			}
 		})
@@ -459,7 +461,7 @@ func TestManyPinAndFetchAtOnceFromOneCache(t *testing.T) {
 func TestConfigReportsEveryFault(t *testing.T) {
 	t.Parallel()
 	_, err := New(Config{
-		CacheSize: -1, Insecure: []string{"http://x"}, CA: "x", V3IOAPI: "x", Timeout: -1, Limits: Limits{Download: -1, Unpacked: -1, Entries: -1, Ratio: -1, Path: -1},
+		CacheSize: -1, Insecure: []string{"http://x"}, CA: "x", V3IOAPI: "x", Timeout: -1, Limits: archive.Limits{Download: -1, Unpacked: -1, Entries: -1, Ratio: -1, Path: -1},
 	})
 	for _, want := range []string{"cache directory", "cache size", "insecure host", "CA", "v3io", "timeout", "download", "unpacked", "entries", "ratio", "path limit"} {
 		if !strings.Contains(fmt.Sprint(err), want) {

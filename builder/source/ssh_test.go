@@ -141,8 +141,8 @@ func TestSourcesByRealSSH(t *testing.T) {
 		"ssh://git@" + addr + "/repo#" + commits["first"]: commits["first"],
 	} {
 		pinned, dir := fetched(t, s, url, env)
-		if pinned != "git:"+want || len(dir.list(t)) != len(r.tree("")) {
-			t.Errorf("%s is pinned to %s with %v", url, pinned, dir.list(t))
+		if pinned != "git:"+want || len(dir.List(t)) != len(r.tree("")) {
+			t.Errorf("%s is pinned to %s with %v", url, pinned, dir.List(t))
 		}
 	}
 	byFile := newSources(t, func(c *Config) { c.KnownHosts = configured })

@@ -8,13 +8,14 @@ import (
 	"sync"
 	"time"
 
+	"kiln/cmd/cli"
 	"kiln/events"
 	"kiln/events/client"
 )
 
 type buildCmd struct {
-	NATS natsFlags `embed:"" prefix:"nats-"`
-	requestFlags
+	NATS cli.NATSFlags `embed:"" prefix:"nats-"`
+	cli.RequestFlags
 	ID     string        `env:"-" placeholder:"TEXT" help:"Request id; the same request under the same id again does nothing. Defaults to a random one."`
 	Follow bool          `env:"-" default:"true" xor:"follow" negatable:"" help:"Print the log and wait for the image (the default)."`
 	Detach bool          `env:"-" short:"d" xor:"follow" help:"Print the request id and return at once."`
@@ -39,29 +40,29 @@ Examples:
 }
 
 // Run publishes the request and follows it.
-func (b *buildCmd) Run(ctx context.Context, s streams, c *cli) error {
-	request, err := b.request(s)
+func (b *buildCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) error {
+	request, err := b.Request(s)
 	if err != nil {
 		return err
 	}
-	local, err := b.packSource(&request)
+	local, err := b.PackSource(&request)
 	if err != nil {
-		return usage(err)
+		return cli.Usage(err)
 	}
-	defer local.close()
+	defer local.Close()
 	return b.submit(ctx, s, c, request, local)
 }
 
 // submit publishes a request, after its source if that is local, and follows it, as
 // the flags say.
-func (b *buildCmd) submit(ctx context.Context, s streams, c *cli, request events.BuildRequest, local *localSource) error {
-	kiln, closeClient, err := b.NATS.client(s, c)
+func (b *buildCmd) submit(ctx context.Context, s cli.Streams, c *cli.Globals, request events.BuildRequest, local *cli.LocalSource) error {
+	kiln, closeClient, err := b.NATS.Client(s, c)
 	if err != nil {
 		return err
 	}
 	defer closeClient()
 	if local != nil {
-		if _, err := kiln.UploadContext(ctx, local.file); err != nil {
+		if _, err := kiln.UploadContext(ctx, local.File); err != nil {
 			return err
 		}
 	}
@@ -71,7 +72,7 @@ func (b *buildCmd) submit(ctx context.Context, s streams, c *cli, request events
 	}
 	ticket, err := kiln.RequestBuild(ctx, request, opts...)
 	if _, invalid := errors.AsType[*events.DecodeError](err); invalid {
-		return usage(describe(err))
+		return cli.Usage(cli.Describe(err))
 	}
 	if err != nil {
 		return err
@@ -94,21 +95,21 @@ func (b *buildCmd) submit(ctx context.Context, s streams, c *cli, request events
 	return b.finish(s, result)
 }
 
-func (b *buildCmd) detached(s streams, t client.Ticket) error {
+func (b *buildCmd) detached(s cli.Streams, t client.Ticket) error {
 	if b.Output == "json" {
-		return writeJSON(s.out, map[string]any{"request_id": t.ID, "sequence": t.Sequence})
+		return cli.WriteJSON(s.Out, map[string]any{"request_id": t.ID, "sequence": t.Sequence})
 	}
-	_, err := fmt.Fprintln(s.out, t.ID)
+	_, err := fmt.Fprintln(s.Out, t.ID)
 	return err
 }
 
 // follow prints the log while it waits for the terminal event.
-func (b *buildCmd) follow(ctx context.Context, s streams, kiln *client.Client, ticket client.Ticket) (client.Result, error) {
-	out := s.out
+func (b *buildCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Client, ticket client.Ticket) (client.Result, error) {
+	out := s.Out
 	if b.Output == "json" {
-		out = s.err
+		out = s.Err
 	}
-	p := newProgress(s.err, out, b.Output == "json")
+	p := newProgress(s.Err, out, b.Output == "json")
 	defer p.stop()
 	p.note("request " + ticket.ID + " is queued")
 
@@ -136,21 +137,21 @@ func (b *buildCmd) follow(ctx context.Context, s streams, kiln *client.Client, t
 }
 
 // finish prints the result and turns it into the exit code.
-func (b *buildCmd) finish(s streams, r client.Result) error {
+func (b *buildCmd) finish(s cli.Streams, r client.Result) error {
 	switch {
 	case b.Output == "json" && r.Completed != nil:
-		return writeJSON(s.out, r.Completed)
+		return cli.WriteJSON(s.Out, r.Completed)
 	case b.Output == "json":
-		if err := writeJSON(s.out, r.Failed); err != nil {
+		if err := cli.WriteJSON(s.Out, r.Failed); err != nil {
 			return err
 		}
-		return &exitError{code: exitFailed}
+		return &cli.ExitError{Code: cli.ExitFailed}
 	case r.Completed != nil:
-		printCompleted(s.out, r.Completed)
+		printCompleted(s.Out, r.Completed)
 		return nil
 	default:
-		printFailed(s.out, r.Failed, false)
-		return &exitError{code: exitFailed}
+		printFailed(s.Out, r.Failed, false)
+		return &cli.ExitError{Code: cli.ExitFailed}
 	}
 }
 

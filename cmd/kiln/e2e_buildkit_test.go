@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"kiln/cmd/cli"
 )
 
 // buildkit are the programs of BuildKit; the test is skipped where they are not.
@@ -69,7 +71,7 @@ func TestBuildKitMakesTheSameOfTheSameDockerfile(t *testing.T) {
 		Dockerfile string
 		Context    map[string]string
 	}
-	if err := json.Unmarshal([]byte(out), &plan); err != nil || code != exitOK {
+	if err := json.Unmarshal([]byte(out), &plan); err != nil || code != cli.ExitOK {
 		t.Fatalf("plan ended with %d: %s%s", code, out, errs)
 	}
 	dir := t.TempDir()

@@ -24,6 +24,7 @@ import (
 
 	"kiln/builder/enginetest"
 	"kiln/builder/kube/kubetest"
+	"kiln/deploy/nats/natstest"
 	"kiln/events/natsbus"
 )
 
@@ -36,7 +37,7 @@ type plant struct {
 	cluster *kubetest.Cluster
 	address string
 	ca      *enginetest.Authority
-	nats    secured
+	nats    string
 	// images takes what is built, and has Kiln's own images; bases only has bases.
 	images, bases privateRegistry
 	index         string
@@ -56,30 +57,31 @@ func newPlant(t *testing.T) *plant {
 	t.Helper()
 	cluster := kubetest.Real(t)
 	p := &plant{cluster: cluster, address: cluster.NodeAddress(t), ca: enginetest.NewAuthority(t)}
-	bin := kubetest.Kiln(t)
+	bin, _ := kubetest.Kiln(t)
 	p.helm = kubetest.Program(t, "KILN_TEST_HELM", "helm")
-	p.nats = startSecuredAt(t, p.address, p.ca)
+	certificate, key := p.ca.Issue(t, p.address)
+	p.nats = natstest.Start(t, p.address, certificate, key)
 	p.images = newPrivateRegistry(t, p.ca, p.address, "pusher", "e2e-push-password")
 	p.bases = newPrivateRegistry(t, p.ca, p.address, "reader", "e2e-base-password")
 	p.index = packageIndex(t, p.ca, p.address)
 	cluster.Trust(t, p.images.host, p.ca.File)
 	p.workers = cluster.NewNamespace(t, "restricted")
 	p.builds = p.workers + "-builds"
-	p.kiln = &kiln{dir: t.TempDir(), bin: bin, NATSURL: p.nats.url, Registry: p.images.host}
+	p.kiln = &kiln{dir: t.TempDir(), bin: bin, NATSURL: p.nats, Registry: p.images.host}
 	p.env = append(os.Environ(), "HOME="+p.dir, "XDG_DATA_HOME=", "KILN_NATS_CA="+p.ca.File, "KILN_NATS_USER=kiln-client",
-		"KILN_NATS_PASSWORD="+rolePassword, "KILN_NATS_INBOX_PREFIX="+natsbus.Topology{}.InboxPrefix(natsbus.RoleClient))
+		"KILN_NATS_PASSWORD="+natstest.Password, "KILN_NATS_INBOX_PREFIX="+natsbus.Topology{}.InboxPrefix(natsbus.RoleClient))
 	return p
 }
 
 // pushImage assembles one of Kiln's images and pushes it, and returns its digest.
-func (p *plant) pushImage(t *testing.T, image, program string) (digest string) {
+func (p *plant) pushImage(t *testing.T, image string, programs ...string) (digest string) {
 	t.Helper()
 	config := t.TempDir()
 	if err := os.WriteFile(filepath.Join(config, "config.json"), []byte(`{"auths":{`+p.images.login()+`}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "go", "run", "kiln/deploy/image", image,
-		"-binary", "linux/"+runtime.GOARCH+"="+program, "-push", p.images.host+"/platform/"+image+":test")
+		"-binary", "linux/"+runtime.GOARCH+"="+strings.Join(programs, ","), "-push", p.images.host+"/platform/"+image+":test")
 	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+config, "SSL_CERT_FILE="+p.ca.File)
 	var errs strings.Builder
 	cmd.Stderr = &errs
@@ -98,7 +100,7 @@ func (p *plant) secrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, role := range []natsbus.Role{natsbus.RoleWorker, natsbus.RoleOperator, natsbus.RoleBuild} {
-		p.secret(t, p.workers, "nats-"+string(role), map[string]string{keyUser: "kiln-" + string(role), keyPassword: rolePassword, keyCA: string(ca)})
+		p.secret(t, p.workers, "nats-"+string(role), map[string]string{keyUser: "kiln-" + string(role), keyPassword: natstest.Password, keyCA: string(ca)})
 	}
 	p.secret(t, p.workers, "pip", map[string]string{"index-url": p.index + "/simple/"})
 	p.secret(t, p.workers, pushSecret, dockerConfig(p.images))
@@ -129,12 +131,13 @@ func (p *plant) secret(t *testing.T, namespace, name string, data map[string]str
 // values are those of the chart. more goes before them.
 func (p *plant) values(t *testing.T, more map[string]any) map[string]any {
 	t.Helper()
+	kiln, kilnd := kubetest.Kiln(t)
 	login := map[string]any{"user": keyUser, "password": keyPassword, "ca": keyCA}
 	inbox := func(role natsbus.Role) string { return natsbus.Topology{}.InboxPrefix(role) }
 	values := map[string]any{
-		"image":            map[string]any{"repository": p.images.host + "/platform/kiln", "digest": p.pushImage(t, "kiln", p.bin)},
+		"image":            map[string]any{"repository": p.images.host + "/platform/kiln", "digest": p.pushImage(t, "kiln", kiln, kilnd)},
 		"imagePullSecrets": []string{pullSecret},
-		"nats":             map[string]any{"url": p.nats.url, "inboxPrefix": inbox(natsbus.RoleWorker), "secret": "nats-worker", "keys": login},
+		"nats":             map[string]any{"url": p.nats, "inboxPrefix": inbox(natsbus.RoleWorker), "secret": "nats-worker", "keys": login},
 		"provision":        map[string]any{"enabled": true, "inboxPrefix": inbox(natsbus.RoleOperator), "secret": "nats-operator", "keys": login},
 		"registry": map[string]any{
 			"url": p.images.host + "/ml", "dockerConfigSecret": pushSecret, "secrets": []string{baseSecret}, "ca": map[string]any{"configMap": "company-ca"},

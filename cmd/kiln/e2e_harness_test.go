@@ -34,17 +34,21 @@ import (
 	"kiln/schemas"
 )
 
-// program builds the kiln binary once for all tests of the package.
+// program builds kiln, with kilnd beside it, once for all tests of the package, and
+// returns the path of kiln.
 var program = sync.OnceValues(func() (string, error) {
-	bin, err := filepath.Abs("../../bin/kiln-e2e")
+	dir, err := filepath.Abs("../../bin/e2e")
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "build", "-o", dir, ".", "../kilnd").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return bin, nil
+	return filepath.Join(dir, "kiln"), nil
 })
 
 // requirements skips the test loudly when the machine cannot run the sandbox.

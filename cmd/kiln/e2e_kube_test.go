@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/crane"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/rs/zerolog"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
@@ -38,13 +38,8 @@ func newKubeSite(t *testing.T) *kubeSite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := startNATS(t.TempDir(), "127.0.0.1:0", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.stop)
 	s := &kubeSite{team: cluster.NewTeam(t, kubetest.Role(t)), kiln: &kiln{
-		dir: t.TempDir(), bin: bin, NATSURL: server.url(), Registry: enginetest.NewRegistryAt(t, address).Host,
+		dir: t.TempDir(), bin: bin, NATSURL: startJetStream(t), Registry: enginetest.NewRegistryAt(t, address).Host,
 	}}
 	s.env = append(os.Environ(), "HOME="+s.dir, "XDG_DATA_HOME=", "KILN_NATS_URL="+s.NATSURL,
 		"KILN_REGISTRY_URL="+s.Registry, "KILN_REGISTRY_INSECURE="+s.Registry, "KILN_WORKER_LEASE=6s",
@@ -55,6 +50,24 @@ func newKubeSite(t *testing.T) *kubeSite {
 		t.Fatalf("provision: %s%s", out, errs)
 	}
 	return s
+}
+
+// startJetStream runs a NATS server until the test ends; it returns its URL.
+func startJetStream(t *testing.T) string {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server does not start")
+	}
+	return s.ClientURL()
 }
 
 // worker starts `kiln worker --engine kube`; kill ends it as a power cut would, and the

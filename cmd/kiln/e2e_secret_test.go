@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"kiln/builder/nuclio/nucliotest"
+	"kiln/cmd/cli"
 )
 
 const projectSecret = "hush-5d41402abc4b2a76"
@@ -31,7 +32,7 @@ func TestASecretOfTheProjectIsUsedAndKeptNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, errs, code := k.run(t.Context(), "build", "-f", file, "--id", "hush", "-o", "json", "--wait", "2m")
-	if code != exitOK {
+	if code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s%s", code, out, errs)
 	}
 	var completed struct {
@@ -85,6 +86,18 @@ func TestASecretOfTheProjectIsUsedAndKeptNowhere(t *testing.T) {
 	}
 }
 
+const nuclioYAML = `
+kind: nuclio
+metadata: {name: trainer, project: demo}
+spec:
+  image: mlrun/mlrun:1.7.0
+  env: [{name: DB_PASSWORD, value: hunter2hunter2}]
+  build:
+    commands: [ls]
+    requirements: [pandas]
+    source: git://git.example.com/org/repo.git#main
+`
+
 func TestAFunctionOfNuclioIsDeployedOnItsDashboard(t *testing.T) {
 	d := nucliotest.New(t)
 	k := up(t, t.TempDir(), "KILN_NUCLIO_DASHBOARD_URL="+d.URL, "KILN_PROJECT_SECRET__DEMO__GIT_TOKEN="+projectSecret)
@@ -93,7 +106,7 @@ func TestAFunctionOfNuclioIsDeployedOnItsDashboard(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, errs, code := k.run(t.Context(), "build", "-f", file, "-o", "json", "--wait", "1m")
-	if code != exitOK || !strings.Contains(out, `"not_needed"`) || !strings.Contains(out, "registry.example.com/processor:latest") {
+	if code != cli.ExitOK || !strings.Contains(out, `"not_needed"`) || !strings.Contains(out, "registry.example.com/processor:latest") {
 		t.Fatalf("exit code %d: %s%s", code, out, errs)
 	}
 	sent, times := d.Sent("demo-trainer")
@@ -115,11 +128,11 @@ func TestTheSparkImageStartsFromTheConfiguredOne(t *testing.T) {
 	pushBase(t, registry+"/spark-app:v3", 0)
 	// The pip of this base finds nothing: as far as that the build has to come.
 	out, errs, code := k.run(t.Context(), "spark-image", "--kind", "spark", "--wait", "-o", "json")
-	if code != exitFailed || !strings.Contains(out, registry+"/spark-app:v3") || !strings.Contains(out, "pip install --upgrade pip") {
+	if code != cli.ExitFailed || !strings.Contains(out, registry+"/spark-app:v3") || !strings.Contains(out, "pip install --upgrade pip") {
 		t.Errorf("exit code %d: %s%s", code, out, errs)
 	}
 	out, errs, code = k.run(t.Context(), "spark-image", "--kind", "remote-spark")
-	if code != exitOK || strings.TrimSpace(out) == "" {
+	if code != cli.ExitOK || strings.TrimSpace(out) == "" {
 		t.Errorf("exit code %d: %s%s", code, out, errs)
 	}
 	found := terminals(t, k.js(t), strings.TrimSpace(out), time.Minute)

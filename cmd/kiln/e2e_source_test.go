@@ -24,6 +24,8 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/rclone/gofakes3"
 	"github.com/rclone/gofakes3/s3mem"
+
+	"kiln/cmd/cli"
 )
 
 const (
@@ -200,7 +202,7 @@ func (k *kiln) build(t *testing.T, id string, function []byte, args ...string) b
 	}
 	out, errs, code := k.run(t.Context(), append([]string{"build", "-f", file, "--id", id, "-o", "json", "--wait", "2m"}, args...)...)
 	var b built
-	if err := json.Unmarshal([]byte(out), &b); err != nil || code != exitOK {
+	if err := json.Unmarshal([]byte(out), &b); err != nil || code != cli.ExitOK {
 		t.Fatalf("build %s ended with %d: %s%s\n%s", id, code, out, errs, k.out)
 	}
 	return b

@@ -40,17 +40,18 @@ var layers = map[string]layer{
 		never:   append([]string{"github.com/nats-io/nats-server", "go.opentelemetry.io/otel/sdk"}, wire...),
 	},
 	"kiln/builder": {
-		imports: []string{"kiln/builder/dockerfile", "kiln/builder/nuclio", "github.com/cenkalti/backoff/v6"},
+		imports: []string{"kiln/builder/dockerfile", "kiln/builder/lazyregexp", "kiln/builder/nuclio", "github.com/cenkalti/backoff/v6"},
 		never:   append([]string{"github.com/google"}, domain...),
 	},
-	"kiln/builder/dockerfile":        {never: append([]string{"kiln/builder"}, domain...)},
-	"kiln/builder/nuclio":            {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/lazyregexp":        {never: append([]string{"kiln/builder"}, domain...)},
+	"kiln/builder/dockerfile":        {imports: []string{"kiln/builder/lazyregexp"}, never: domain},
+	"kiln/builder/nuclio":            {imports: []string{"kiln/builder/lazyregexp"}, never: domain},
 	"kiln/builder/nuclio/nucliotest": {never: append([]string{"kiln/builder"}, domain...)},
 	"kiln/builder/nuclio/dashboard":  {imports: []string{"kiln/builder", "kiln/builder/nuclio"}, never: domain},
 	"kiln/builder/secrets":           {imports: []string{"kiln/builder"}, never: domain},
 	"kiln/builder/function": {
 		imports: []string{
-			"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/kaniko", "kiln/builder/nuclio",
+			"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/kaniko", "kiln/builder/lazyregexp", "kiln/builder/nuclio",
 			"github.com/google/go-containerregistry/pkg/name",
 		},
 		never: append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
@@ -64,12 +65,17 @@ var layers = map[string]layer{
 		never: domain,
 	},
 	"kiln/builder/kaniko": {
-		imports: []string{"kiln/builder", "github.com/google/go-containerregistry/pkg/name", "github.com/kballard/go-shellquote"},
+		imports: []string{"kiln/builder", "kiln/builder/lazyregexp", "github.com/google/go-containerregistry/pkg/name", "github.com/kballard/go-shellquote"},
 		never:   append([]string{"github.com/google/go-containerregistry/pkg/v1"}, domain...),
 	},
+	"kiln/builder/source/archive": {
+		imports: []string{"kiln/builder", "kiln/builder/lazyregexp", "github.com/moby/patternmatcher"},
+		never:   domain,
+	},
+	"kiln/builder/source/archivetest": {imports: []string{"github.com/google/go-cmp/cmp"}, never: append([]string{"kiln/builder"}, domain...)},
 	"kiln/builder/source": {
 		imports: []string{
-			"kiln/builder", "golang.org/x/sys", "github.com/moby/patternmatcher",
+			"kiln/builder", "kiln/builder/source/archive", "golang.org/x/sys",
 			// Git.
 			"github.com/go-git/go-git/v6", "github.com/go-git/go-billy/v6/osfs", "github.com/kevinburke/ssh_config", "golang.org/x/crypto/ssh",
 			// Object stores.
@@ -108,6 +114,10 @@ var layers = map[string]layer{
 			"kiln/builder/sandbox", "kiln/builder/nuclio/dashboard", "kiln/builder/secrets", "kiln/cmd", "github.com/alecthomas/kong",
 		},
 	},
+	"kiln/deploy/nats/natstest": {
+		imports: []string{"kiln/events/natsbus", "github.com/nats-io/nats-server/v2", "golang.org/x/crypto/bcrypt"},
+		never:   []string{"kiln/builder", "kiln/worker", "kiln/cmd"},
+	},
 	"kiln/deploy/demo": {
 		imports: []string{"github.com/google/go-containerregistry", "github.com/opencontainers/runtime-spec", "sigs.k8s.io/yaml"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
@@ -116,15 +126,29 @@ var layers = map[string]layer{
 		imports: []string{"github.com/google/go-containerregistry", "golang.org/x/crypto/x509roots"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
 	},
-	"kiln/cmd/kiln": {
+	"kiln/cmd/cli":  {imports: ofClient, never: append([]string{"kiln/cmd"}, heavy...)},
+	"kiln/cmd/kiln": {imports: append([]string{"kiln/cmd/cli"}, ofClient...), never: append([]string{"kiln/cmd/kilnd"}, heavy...)},
+	"kiln/cmd/kilnd": {
 		imports: []string{"kiln", "github.com", "go.opentelemetry.io", "golang.org/x", "sigs.k8s.io/yaml", "k8s.io/api/core/v1", "k8s.io/klog/v2"},
-		never:   []string{"kiln/cmd", "k8s.io/client-go/kubernetes/fake", "github.com/stretchr/testify"},
+		never:   []string{"kiln/cmd/kiln", "k8s.io/client-go/kubernetes/fake", "github.com/stretchr/testify"},
 	},
 }
 
 var (
 	// wire packages know neither the domain nor what executes builds.
 	wire = []string{"kiln/builder", "kiln/worker", "kiln/cmd", "k8s.io", "github.com/alecthomas/kong"}
+	// ofClient is what the client is made of.
+	ofClient = []string{
+		"kiln/builder", "kiln/events", "github.com/alecthomas/kong", "github.com/nats-io/nats.go", "github.com/rs/zerolog",
+		"golang.org/x/term", "sigs.k8s.io/yaml",
+	}
+	// heavy packages make a program start slowly: the client has none of them.
+	heavy = []string{
+		"kiln/builder/kube", "kiln/builder/registry", "kiln/builder/sandbox", "kiln/worker", "k8s.io",
+		"github.com/aws", "github.com/Azure", "github.com/minio", "golang.org/x/oauth2", "google.golang.org", "github.com/distribution/distribution",
+		"github.com/nats-io/nats-server", "github.com/go-git", "github.com/google/go-containerregistry/pkg/v1", "github.com/docker/cli",
+		"github.com/prometheus", "go.opentelemetry.io/otel/sdk",
+	}
 	// domain packages know neither the queue nor who calls them.
 	domain = []string{
 		"kiln/events", "kiln/schemas", "kiln/worker", "kiln/cmd", "github.com/nats-io", "k8s.io",

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"kiln/cmd/cli"
 	"kiln/events"
 )
 
@@ -32,7 +33,7 @@ func newProgress(errs, out io.Writer, quiet bool) *progress {
 	if quiet {
 		p.out = io.Discard
 	}
-	if isTerminal(errs) {
+	if cli.IsTerminal(errs) {
 		p.status = errs
 	}
 	p.stopped.Go(p.tick)

@@ -4,18 +4,19 @@ import (
 	"context"
 
 	"kiln/builder/function"
+	"kiln/cmd/cli"
 	"kiln/events"
 )
 
 type sparkImageCmd struct {
-	NATS         natsFlags `embed:"" prefix:"nats-"`
-	Kind         string    `env:"-" required:"" enum:"spark,remote-spark" help:"spark (the Spark operator) or remote-spark (a Spark service)."`
-	GPU          bool      `env:"-" name:"gpu" help:"The image for functions with GPUs, of kind spark."`
-	Project      string    `env:"-" default:"default" help:"Project that the request is counted to."`
-	MLRunVersion string    `env:"-" name:"mlrun-version" placeholder:"TEXT" help:"Requirement for mlrun, for example mlrun==1.7.0."`
-	NoCache      bool      `env:"-" help:"Build again even when an identical build is finished."`
-	Wait         bool      `env:"-" help:"Follow the build until the image is there."`
-	Output       string    `env:"-" short:"o" enum:"text,json" default:"text" help:"text, or json: the terminal event's data, or without --wait the request's id."`
+	NATS         cli.NATSFlags `embed:"" prefix:"nats-"`
+	Kind         string        `env:"-" required:"" enum:"spark,remote-spark" help:"spark (the Spark operator) or remote-spark (a Spark service)."`
+	GPU          bool          `env:"-" name:"gpu" help:"The image for functions with GPUs, of kind spark."`
+	Project      string        `env:"-" default:"default" help:"Project that the request is counted to."`
+	MLRunVersion string        `env:"-" name:"mlrun-version" placeholder:"TEXT" help:"Requirement for mlrun, for example mlrun==1.7.0."`
+	NoCache      bool          `env:"-" help:"Build again even when an identical build is finished."`
+	Wait         bool          `env:"-" help:"Follow the build until the image is there."`
+	Output       string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text, or json: the terminal event's data, or without --wait the request's id."`
 }
 
 // Help is shown below the flags.
@@ -34,10 +35,10 @@ Examples:
 }
 
 // Run publishes the request and, if asked, follows it.
-func (p *sparkImageCmd) Run(ctx context.Context, s streams, c *cli) error {
+func (p *sparkImageCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) error {
 	request, err := p.request()
 	if err != nil {
-		return usage(err)
+		return cli.Usage(err)
 	}
 	b := buildCmd{NATS: p.NATS, Detach: !p.Wait, Output: p.Output}
 	return b.submit(ctx, s, c, request, nil)

@@ -8,14 +8,15 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"kiln/cmd/cli"
 	"kiln/events"
 	"kiln/events/client"
 )
 
 type statusCmd struct {
-	NATS   natsFlags `embed:"" prefix:"nats-"`
-	ID     string    `arg:"" help:"Request id or build id."`
-	Output string    `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
+	NATS   cli.NATSFlags `embed:"" prefix:"nats-"`
+	ID     string        `arg:"" help:"Request id or build id."`
+	Output string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
 // Help is shown below the flags.
@@ -28,8 +29,8 @@ Examples:
 }
 
 // Run prints the status.
-func (c *statusCmd) Run(ctx context.Context, s streams, top *cli) error {
-	kiln, closeClient, err := c.NATS.client(s, top)
+func (c *statusCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) error {
+	kiln, closeClient, err := c.NATS.Client(s, top)
 	if err != nil {
 		return err
 	}
@@ -39,9 +40,9 @@ func (c *statusCmd) Run(ctx context.Context, s streams, top *cli) error {
 		return err
 	}
 	if c.Output == "json" {
-		return writeJSON(s.out, status)
+		return cli.WriteJSON(s.Out, status)
 	}
-	printStatus(s.out, status)
+	printStatus(s.Out, status)
 	return nil
 }
 
@@ -68,10 +69,10 @@ func printStatus(w io.Writer, s client.Status) {
 }
 
 type logsCmd struct {
-	NATS    natsFlags `embed:"" prefix:"nats-"`
-	ID      string    `arg:"" help:"Request id or build id."`
-	Follow  bool      `env:"-" short:"f" help:"Go on until the build ends."`
-	Attempt int       `env:"-" help:"Print one attempt. Defaults to all."`
+	NATS    cli.NATSFlags `embed:"" prefix:"nats-"`
+	ID      string        `arg:"" help:"Request id or build id."`
+	Follow  bool          `env:"-" short:"f" help:"Go on until the build ends."`
+	Attempt int           `env:"-" help:"Print one attempt. Defaults to all."`
 }
 
 // Help is shown below the flags.
@@ -85,8 +86,8 @@ Examples:
 }
 
 // Run prints the log.
-func (c *logsCmd) Run(ctx context.Context, s streams, top *cli) error {
-	kiln, closeClient, err := c.NATS.client(s, top)
+func (c *logsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) error {
+	kiln, closeClient, err := c.NATS.Client(s, top)
 	if err != nil {
 		return err
 	}
@@ -108,11 +109,11 @@ func (c *logsCmd) Run(ctx context.Context, s streams, top *cli) error {
 	if follow && attempt == 0 {
 		attempt = status.Attempt
 	}
-	return kiln.Logs(ctx, status.BuildID, attempt, follow, s.out)
+	return kiln.Logs(ctx, status.BuildID, attempt, follow, s.Out)
 }
 
 type lsCmd struct {
-	NATS    natsFlags     `embed:"" prefix:"nats-"`
+	NATS    cli.NATSFlags `embed:"" prefix:"nats-"`
 	Since   time.Duration `env:"-" default:"24h" help:"How far to look back."`
 	Project string        `env:"-" short:"p" help:"List one project."`
 	Limit   int           `env:"-" short:"n" default:"50" help:"List the newest ones; 0 is all."`
@@ -129,8 +130,8 @@ Examples:
 }
 
 // Run prints the list.
-func (c *lsCmd) Run(ctx context.Context, s streams, top *cli) error {
-	kiln, closeClient, err := c.NATS.client(s, top)
+func (c *lsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) error {
+	kiln, closeClient, err := c.NATS.Client(s, top)
 	if err != nil {
 		return err
 	}
@@ -143,9 +144,9 @@ func (c *lsCmd) Run(ctx context.Context, s streams, top *cli) error {
 		if all == nil {
 			all = []client.Status{}
 		}
-		return writeJSON(s.out, all)
+		return cli.WriteJSON(s.Out, all)
 	}
-	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	table := tabwriter.NewWriter(s.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "REQUEST\tFUNCTION\tSTATE\tRESULT\tREQUESTED\tIMAGE")
 	for _, r := range all {
 		fmt.Fprintf(table, "%s\t%s/%s:%s\t%s\t%s\t%s\t%s\n", r.RequestID, r.Function.Project, r.Function.Name, r.Function.Tag,

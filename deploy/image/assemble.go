@@ -27,14 +27,11 @@ func assemble(r recipe, from binaries) (v1.ImageIndex, error) {
 		return nil, fmt.Errorf("make layer: %w", err)
 	}
 	for _, b := range from {
-		if err := static(b.path); err != nil {
+		programs, err := r.programs(b)
+		if err != nil {
 			return nil, err
 		}
-		data, err := os.ReadFile(b.path)
-		if err != nil {
-			return nil, fmt.Errorf("read binary: %w", err)
-		}
-		own, err := layer([]file{{r.executable, data, 0o755}})
+		own, err := layer(programs)
 		if err != nil {
 			return nil, fmt.Errorf("make layer: %w", err)
 		}
@@ -52,6 +49,25 @@ func assemble(r recipe, from binaries) (v1.ImageIndex, error) {
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: b.platform}})
 	}
 	return index, nil
+}
+
+// programs reads the executables of one platform.
+func (r recipe) programs(b binary) ([]file, error) {
+	if len(b.paths) != len(r.executables) {
+		return nil, fmt.Errorf("-binary %s names %d files; the image has %s", b.platform, len(b.paths), strings.Join(r.executables, " and "))
+	}
+	var files []file
+	for i, path := range b.paths {
+		if err := static(path); err != nil {
+			return nil, err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read binary: %w", err)
+		}
+		files = append(files, file{r.executables[i], data, 0o755})
+	}
+	return files, nil
 }
 
 // static refuses an executable that needs a loader: the image has none.

@@ -22,9 +22,9 @@ import (
 )
 
 const usage = `usage:
-  image certificates                              print the certificates that images trust
-  image kiln   -binary OS/ARCH=FILE... [options]  assemble Kiln's image
-  image kaniko -binary OS/ARCH=FILE... [options]  assemble the executor's image
+  image certificates                                    print the certificates that images trust
+  image kiln   -binary OS/ARCH=KILN,KILND... [options]  assemble Kiln's image
+  image kaniko -binary OS/ARCH=FILE... [options]        assemble the executor's image
 options:
   -o FILE.tar   write an OCI archive, for kind, ctr, skopeo and docker load
   -name REF     name of the image in the archive
@@ -46,7 +46,7 @@ type binaries []binary
 
 type binary struct {
 	platform *v1.Platform
-	path     string
+	paths    []string
 }
 
 // String implements flag.Value.
@@ -54,12 +54,16 @@ func (b *binaries) String() string { return fmt.Sprint(len(*b), " binaries") }
 
 // Set implements flag.Value.
 func (b *binaries) Set(text string) error {
-	platform, path, ok := strings.Cut(text, "=")
+	platform, files, ok := strings.Cut(text, "=")
 	p, err := v1.ParsePlatform(platform)
 	if !ok || err != nil || p.OS == "" || p.Architecture == "" {
 		return fmt.Errorf("%q is not OS/ARCH=FILE", text)
 	}
-	*b = append(*b, binary{platform: p, path: filepath.Clean(path)})
+	paths := strings.Split(files, ",")
+	for i, path := range paths {
+		paths[i] = filepath.Clean(path)
+	}
+	*b = append(*b, binary{platform: p, paths: paths})
 	return nil
 }
 

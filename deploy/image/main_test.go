@@ -142,7 +142,8 @@ func TestPushedImageRunsAsNobodyWithCertificatesAndAFolderForFiles(t *testing.T)
 	srv := httptest.NewServer(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))))
 	t.Cleanup(srv.Close)
 	target := strings.TrimPrefix(srv.URL, "http://") + "/kiln:test"
-	digest := image(t, "kiln", "-binary", "linux/"+runtime.GOARCH+"="+program(t), "-push", target, "-insecure")
+	bin := program(t)
+	digest := image(t, "kiln", "-binary", "linux/"+runtime.GOARCH+"="+bin+","+bin, "-push", target, "-insecure")
 	ref, err := name.ParseReference(target)
 	if err != nil {
 		t.Fatal(err)
@@ -161,12 +162,14 @@ func TestPushedImageRunsAsNobodyWithCertificatesAndAFolderForFiles(t *testing.T)
 	content := mutate.Extract(img)
 	defer content.Close()
 	unpack(t, content, root)
-	cmd := exec.CommandContext(t.Context(), "/kiln")
-	cmd.Dir, cmd.Env = "/", []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: 65532, Gid: 65532}}
-	out, err := cmd.CombinedOutput()
-	if err != nil || string(out) != "65532 true true\n" {
-		t.Errorf("the program sees %q (%v), want its user, a writable /tmp and certificates", out, err)
+	for _, program := range []string{"/kiln", "/kilnd"} {
+		cmd := exec.CommandContext(t.Context(), program)
+		cmd.Dir, cmd.Env = "/", []string{}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: 65532, Gid: 65532}}
+		out, err := cmd.CombinedOutput()
+		if err != nil || string(out) != "65532 true true\n" {
+			t.Errorf("%s sees %q (%v), want its user, a writable /tmp and certificates", program, out, err)
+		}
 	}
 }
 
@@ -265,9 +268,10 @@ func TestMistakesAreNamed(t *testing.T) {
 		"usage:":               {"kiln"},
 		"image kaniko":         {"other"},
 		"OS/ARCH=FILE":         {"kiln", "-binary", "amd64", "-o", "x"},
-		"not an executable":    {"kiln", "-binary", "linux/amd64=" + script, "-o", "x"},
-		"linked dynamically":   {"kiln", "-binary", "linux/amd64=/bin/ls", "-o", "x"},
-		"push no such:ref:not": {"kiln", "-binary", "linux/amd64=" + program(t), "-push", "no such:ref:not"},
+		"not an executable":    {"kaniko", "-binary", "linux/amd64=" + script, "-o", "x"},
+		"linked dynamically":   {"kaniko", "-binary", "linux/amd64=/bin/ls", "-o", "x"},
+		"kiln and kilnd":       {"kiln", "-binary", "linux/amd64=" + script, "-o", "x"},
+		"push no such:ref:not": {"kaniko", "-binary", "linux/amd64=" + program(t), "-push", "no such:ref:not"},
 	} {
 		if err := run(t.Context(), args, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", args, err, want)

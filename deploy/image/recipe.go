@@ -8,12 +8,12 @@ import (
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 )
 
-// recipe is an image: its configuration, what is in it beside the executable, and where
-// that goes.
+// recipe is an image: its configuration, what is in it beside the executables, and where
+// those go.
 type recipe struct {
-	config     v1.Config
-	files      []file
-	executable string
+	config      v1.Config
+	files       []file
+	executables []string
 }
 
 // file is one of a layer. A name that ends with "/" is a folder.
@@ -32,8 +32,8 @@ func recipes() map[string]recipe {
 				Env:    []string{"PATH=/", "HOME=/tmp"},
 				Labels: map[string]string{"org.opencontainers.image.title": "kiln"},
 			},
-			files:      []file{{"tmp/", nil, 0o1777}, {"etc/ssl/certs/ca-certificates.crt", certificates(), 0o644}},
-			executable: "kiln",
+			files:       []file{{"tmp/", nil, 0o1777}, {"etc/ssl/certs/ca-certificates.crt", certificates(), 0o644}},
+			executables: []string{"kiln", "kilnd"},
 		},
 		// As the stages kaniko-base and kaniko-executor of the executor's own Dockerfile,
 		// without its credential helpers.
@@ -51,7 +51,7 @@ func recipes() map[string]recipe {
 				{"kaniko/ssl/certs/ca-certificates.crt", certificates(), 0o644},
 				{"etc/nsswitch.conf", []byte("hosts: files dns\n"), 0o644},
 			},
-			executable: "kaniko/executor",
+			executables: []string{"kaniko/executor"},
 		},
 	}
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -28,14 +28,18 @@ type LogStore struct {
 func (b *Bus) Logs() *LogStore { return &LogStore{js: b.js, topology: b.topology} }
 
 // validBuildID keeps wildcards and dots out of subjects.
-var validBuildID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+func validBuildID(id string) bool {
+	return id != "" && len(id) <= 128 && !strings.ContainsFunc(id, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
+	})
+}
 
 // Open returns a writer for the log of one attempt. A write never blocks on the
 // server and never fails: what does not fit into the backlog is dropped, and the log
 // says so. Close waits until everything is stored, at most 10 s, and marks the end
 // of the attempt's log. It has to be called. The writer is safe for concurrent use.
 func (l *LogStore) Open(buildID string, attempt int) io.WriteCloser {
-	if !validBuildID.MatchString(buildID) {
+	if !validBuildID(buildID) {
 		return discard{io.Discard}
 	}
 	return newLogWriter(l.js, l.topology.Subjects().Log(buildID), strconv.Itoa(attempt))
@@ -51,7 +55,7 @@ func (discard) Close() error { return nil }
 // until the first end that comes after everything that was stored at the call. It
 // survives reconnects and restarts of the server, and writes nothing twice.
 func (l *LogStore) Read(ctx context.Context, buildID string, attempt int, follow bool, out io.Writer) error {
-	if !validBuildID.MatchString(buildID) {
+	if !validBuildID(buildID) {
 		return fmt.Errorf("read log: %.140q is not a build id", buildID)
 	}
 	r := reader{js: l.js, stream: l.topology.logStream(), subjects: []string{l.topology.Subjects().Log(buildID)}, follow: follow}

@@ -43,7 +43,8 @@ func (c *Cluster) RealNode(tb testing.TB) (address string) {
 	c.Load(tb, ExecutorImage, map[string]string{
 		"kaniko/executor": Executor(tb), "kaniko/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
 	})
-	c.Load(tb, ContextImage, map[string]string{"usr/bin/kiln": Kiln(tb)}, "/usr/bin/kiln")
+	kiln, kilnd := Kiln(tb)
+	c.Load(tb, ContextImage, map[string]string{"usr/bin/kiln": kiln, "usr/bin/kilnd": kilnd}, "/usr/bin/kiln")
 	return address
 }
 
@@ -64,10 +65,10 @@ func (c *Cluster) NodeAddress(tb testing.TB) string {
 	return ""
 }
 
-// Kiln returns the path of Kiln's own program, or skips the test.
-func Kiln(tb testing.TB) string {
+// Kiln returns the paths of Kiln's own programs, or skips the test.
+func Kiln(tb testing.TB) (kiln, kilnd string) {
 	tb.Helper()
-	return Program(tb, "KILN_TEST_KILN", "kiln")
+	return Program(tb, "KILN_TEST_KILN", "kiln"), Program(tb, "KILN_TEST_KILND", "kilnd")
 }
 
 // Executor returns the path of the Kaniko executor, or skips the test.
