@@ -14,7 +14,11 @@ import (
 	"testing"
 )
 
-const gitToken = "ghp-e2e-7f3a9c41d2"
+// Secrets of projects.
+const (
+	gitToken      = "ghp-e2e-7f3a9c41d2"
+	projectSecret = "hush-5d41402abc4b2a76"
+)
 
 // gitRepository serves a repository with the branch main by Git's own HTTP backend, at an
 // address of this machine, to whoever has the token.

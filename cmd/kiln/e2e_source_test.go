@@ -176,14 +176,6 @@ func TestSourcesThatAreNotThereOrHostileEndInOneEventEach(t *testing.T) {
 	k.hidden(t, "wrong-token-5a1")
 }
 
-// built is what `kiln build -o json` prints of a completed request.
-type built struct {
-	BuildID  string `json:"build_id"`
-	Outcome  string `json:"outcome"`
-	Digest   string `json:"digest"`
-	ImageRef string `json:"image_ref"`
-}
-
 func (b built) files(t *testing.T) map[string]string {
 	t.Helper()
 	img, err := crane.Pull(b.ImageRef)
