@@ -170,9 +170,15 @@ func (p *plant) install(t *testing.T, values map[string]any) {
 	p.secret(t, p.builds, pullSecret, dockerConfig(p.images))
 }
 
-// uninstall is for the end, and takes the namespace of builds with it.
+// uninstall is for the end. The namespace of builds is left by Helm.
 func (p *plant) uninstall(t *testing.T) {
 	t.Helper()
+	defer func() {
+		namespaces := p.cluster.Admin.CoreV1().Namespaces()
+		if err := namespaces.Delete(context.WithoutCancel(t.Context()), p.builds, metav1.DeleteOptions{}); err != nil && !t.Failed() {
+			t.Errorf("the namespace of builds: %v", err)
+		}
+	}()
 	if t.Failed() {
 		t.Log(p.describe(t))
 	}
