@@ -32,6 +32,7 @@ import (
 	"kiln/builder"
 	"kiln/builder/registry"
 	"kiln/builder/source"
+	"kiln/builder/source/archive"
 )
 
 const (
@@ -150,19 +151,19 @@ func (u uploaded) Open(context.Context, string) (io.ReadCloser, error) {
 func TestSourcesOfEveryKindGetIntoTheImage(t *testing.T) {
 	t.Parallel()
 	cfg, s := testConfig(t), newSite(t)
-	archive := tarball(t, map[string]string{"job.py": jobFile})
+	tarred := tarball(t, map[string]string{"job.py": jobFile})
 	local := t.TempDir()
 	if err := os.WriteFile(filepath.Join(local, "job.py"), []byte(jobFile), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var packed bytes.Buffer
-	digest, _, err := source.Pack(local, &packed)
+	digest, _, err := archive.Pack(local, &packed)
 	if err != nil {
 		t.Fatal(err)
 	}
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(map[string][]byte{
-			"/code.tar.gz": archive, "/code.zip": zipped(t, map[string]string{"job.py": jobFile}), "/job.py": []byte(jobFile),
+			"/code.tar.gz": tarred, "/code.zip": zipped(t, map[string]string{"job.py": jobFile}), "/job.py": []byte(jobFile),
 		}[r.URL.Path])
 	}))
 	t.Cleanup(web.Close)
@@ -194,7 +195,7 @@ func TestSourcesOfEveryKindGetIntoTheImage(t *testing.T) {
 		"tar.gz":     {web.URL + "/code.tar.gz", nil, jobFile},
 		"zip":        {web.URL + "/code.zip", nil, jobFile},
 		"file":       {web.URL + "/job.py", nil, jobFile},
-		"s3":         {"s3://bucket/code.tar.gz", bucket(t, archive), jobFile},
+		"s3":         {"s3://bucket/code.tar.gz", bucket(t, tarred), jobFile},
 		"local":      {"context://" + strings.Replace(digest, ":", "-", 1) + ".tar.gz", nil, jobFile},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -95,7 +95,8 @@ func Parser(commands any, s Streams, opts ...kong.Option) (*kong.Kong, error) {
 		kong.Writers(s.Out, s.Err), kong.Exit(func(status int) { panic(exited(status)) }),
 		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.DefaultEnvars("KILN"),
-		kong.Vars{"version": versions()}, daemonHelp(),
+		kong.Vars{"version": versions()},
+		daemonHelp(),
 	}, opts...)...)
 }
 

@@ -46,7 +46,7 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 		"unknown command":        {"", []string{"buld"}, `did you mean "build"`},
 		"unknown command of two": {"", []string{"workr"}, `did you mean "worker"`},
 		"unknown flag":           {"", []string{"ls", "--sinec", "1h"}, "--since"},
-		"unknown flag before":    {"", []string{"--log-levle", "debug", "up"}, "--log-level"},
+		"unknown flag before":    {"", []string{"--log-lvel", "debug", "up"}, "--log-level"},
 		"unknown setting":        {"", []string{"--config", bad, "ls"}, "nats.urll"},
 		"no file":                {"", []string{"build"}, "--file=FILE"},
 		"missing file":           {"", []string{"build", "-f", "/nowhere.yaml"}, "nowhere.yaml"},
@@ -140,8 +140,8 @@ func TestSparkImageAsksForTheDefaultImages(t *testing.T) {
 		}
 		rules := function.Config{Registry: "registry.example.com", Spark: function.Spark{Image: "gcr.io/iguazio/spark-app", Tag: "v3"}}
 		resolved, err := function.Resolve(rules, worker.Input("spark", &request))
-		if err != nil || !resolved.Decision.Build || resolved.Decision.Image != tc.target {
-			t.Errorf("a worker makes %+v of it (%v)", resolved.Decision, err)
+		if err != nil || !resolved.Decision.Build || resolved.UserImage != tc.target {
+			t.Errorf("a worker makes %q of it (%v): %+v", resolved.UserImage, err, resolved.Decision)
 		}
 	}
 	_, errs, code := execute(t, "", "spark-image", "--kind", "spark", "--nats-url", "nats://127.0.0.1:1")

@@ -88,8 +88,15 @@ func TestCommandsOfTheDaemonAreHandedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"up"}, {"up", "--help"}, {"--help", "up"}, {"worker", "--no-such-flag", "-x", "a b"}, {"--log-level", "debug", "doctor", "-o", "json"},
-		{"--log-level=debug", "--config", "/nowhere.yaml", "plan", "-f", "-"}, {"provision", "--", "ls"}, {"context"}, {"config-table"},
+		{"up"},
+		{"up", "--help"},
+		{"--help", "up"},
+		{"worker", "--no-such-flag", "-x", "a b"},
+		{"--log-level", "debug", "doctor", "-o", "json"},
+		{"--log-level=debug", "--config", "/nowhere.yaml", "plan", "-f", "-"},
+		{"provision", "--", "ls"},
+		{"context"},
+		{"config-table"},
 	} {
 		for _, program := range []string{kiln, link} {
 			out, errs, code := call(t, program, path, args...)

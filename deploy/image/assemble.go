@@ -61,7 +61,7 @@ func (r recipe) programs(b binary) ([]file, error) {
 		if err := static(path); err != nil {
 			return nil, err
 		}
-		data, err := os.ReadFile(path)
+		data, err := os.ReadFile(path) //nolint:gosec // the user names the file
 		if err != nil {
 			return nil, fmt.Errorf("read binary: %w", err)
 		}
