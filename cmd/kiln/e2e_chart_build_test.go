@@ -22,6 +22,7 @@ import (
 
 	"kiln/builder/enginetest"
 	"kiln/builder/kube/kubetest"
+	"kiln/cmd/cli"
 	"kiln/deploy/nats/natstest"
 )
 
@@ -75,7 +76,7 @@ func (p *plant) build(t *testing.T, function []byte, args ...string) (result bui
 	}
 	began := time.Now()
 	out, errs, code := p.run(t.Context(), append([]string{"build", "-f", file, "--follow", "-o", "json", "--wait", "4m"}, args...)...)
-	if err := json.Unmarshal([]byte(out), &result); err != nil || code != exitOK || result.Outcome != "built" {
+	if err := json.Unmarshal([]byte(out), &result); err != nil || code != cli.ExitOK || result.Outcome != "built" {
 		t.Fatalf("exit code %d (%v): %s%s\n%s", code, err, out, errs, p.describe(t))
 	}
 	repository, digest, _ := strings.Cut(result.ImageRef, "@")
@@ -160,7 +161,7 @@ func (p *plant) doctorFindsAll(t *testing.T) {
 	c.Args = []string{"doctor", "--kube", "--config", "/etc/kiln/config/kiln.yaml"}
 	c.LivenessProbe, c.ReadinessProbe = nil, nil
 	log, code := p.cluster.RunPod(t, p.workers, spec)
-	if code != exitOK || !strings.Contains(log, "all 10 in namespace "+p.builds) {
+	if code != cli.ExitOK || !strings.Contains(log, "all 10 in namespace "+p.builds) {
 		t.Errorf("exit code %d:\n%s", code, log)
 	}
 }

@@ -3,30 +3,15 @@
 package main
 
 import (
-	"archive/tar"
-	"bufio"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
-	"io"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/crane"
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"kiln/builder/enginetest"
 )
 
 // TestRequirementsOfEveryFormInstall lets the pip of a real base install from an index
