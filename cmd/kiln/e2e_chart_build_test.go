@@ -36,18 +36,19 @@ func TestWorkersOfTheChartBuildInTheCluster(t *testing.T) {
 	p.secret(t, mlrun, "mlrun-project-secrets-demo", map[string]string{"GIT_TOKEN": gitToken, "API_KEY": projectSecret})
 	p.secret(t, p.workers, "mlrun-project-secrets-vision", map[string]string{"API_KEY": projectSecret})
 	p.secrets(t)
-	began := time.Now()
-	p.install(t, p.values(t, map[string]any{
+	values := p.values(t, map[string]any{
 		"projects": map[string]any{
 			"lookup":  map[string]any{"namespace": mlrun, "only": []string{"demo"}},
 			"secrets": map[string]any{"vision": "mlrun-project-secrets-vision"},
 		},
 		"config": map[string]any{
-			"mlrun":  map[string]any{"default_base_image": python},
+			"mlrun":  map[string]any{"image_by_kind": map[string]any{"job": python}},
 			"source": map[string]any{"insecure": []string{p.address}},
 			"kube":   map[string]any{"classes": map[string]any{"default": "cpu:10m/,memory:64Mi/2Gi"}},
 		},
-	}))
+	})
+	began := time.Now()
+	p.install(t, values)
 	t.Logf("figures: Helm installed two workers in %s", time.Since(began).Round(100*time.Millisecond))
 	seen := p.watchBuilds(t)
 

@@ -16,6 +16,7 @@ import (
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory" // where they keep images
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/crypto/bcrypt"
 
 	"kiln/builder/enginetest"
@@ -45,6 +46,8 @@ func newPrivateRegistry(t *testing.T, ca *enginetest.Authority, ip, user, passwo
 		Auth:    configuration.Auth{"htpasswd": configuration.Parameters{"realm": "private", "path": users}},
 	}
 	config.Catalog.MaxEntries = 1000
+	// The library knows no other logger.
+	logrus.SetLevel(logrus.WarnLevel)
 	app := handlers.NewApp(context.WithoutCancel(t.Context()), config)
 	t.Cleanup(func() { _ = app.Shutdown() })
 	s := enginetest.NewTLSServer(t, ca, app, ip)

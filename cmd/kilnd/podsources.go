@@ -165,7 +165,7 @@ func (contextCmd) Help() string {
 	return `Prepares a build inside its Pod. The engine kube runs it; there is no other use.
 
 Examples:
-  kiln context --plan /kiln/plan --workspace /kaniko/build`
+  kiln context --plan /etc/kiln/plan --workspace /kaniko/build`
 }
 
 // Run fills the workspace.

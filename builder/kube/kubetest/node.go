@@ -44,7 +44,8 @@ func (c *Cluster) RealNode(tb testing.TB) (address string) {
 		"kaniko/executor": Executor(tb), "kaniko/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
 	})
 	kiln, kilnd := Kiln(tb)
-	c.Load(tb, ContextImage, map[string]string{"usr/bin/kiln": kiln, "usr/bin/kilnd": kilnd}, "/usr/bin/kiln")
+	// Where deploy/image has them.
+	c.Load(tb, ContextImage, map[string]string{"kiln": kiln, "kilnd": kilnd}, "/kiln")
 	return address
 }
 
