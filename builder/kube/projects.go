@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,20 +28,25 @@ const maxProjectSecret = 100 << 10
 type ProjectSecrets struct {
 	client    kubernetes.Interface
 	namespace string
+	only      []string
 	retryFor  time.Duration
 }
 
-// NewProjectSecrets returns those of the namespace of MLRun's server. It makes no call
-// yet; the client needs the permission to get these Secrets.
-func NewProjectSecrets(client kubernetes.Interface, namespace string) ProjectSecrets {
-	return ProjectSecrets{client: client, namespace: namespace, retryFor: Config{}.withDefaults().RetryFor}
+// NewProjectSecrets returns those of the namespace of MLRun's server: of the projects
+// that are named, or of all if none is. It makes no call yet; the client needs the
+// permission to get these Secrets.
+func NewProjectSecrets(client kubernetes.Interface, namespace string, only ...string) ProjectSecrets {
+	return ProjectSecrets{client: client, namespace: namespace, only: only, retryFor: Config{}.withDefaults().RetryFor}
 }
 
-// Secrets implements builder.SecretStore. A project without a Secret has no secrets. A
-// name that no Secret can have is an error of KindInvalidRequest, every other error is
+// Secrets implements builder.SecretStore. A project without a Secret has no secrets, nor
+// has one that is not named where some are. A name that no Secret can have is an error of KindInvalidRequest, every other error is
 // of KindUnavailable.
 func (s ProjectSecrets) Secrets(ctx context.Context, project string) (map[string]string, error) {
 	op := fmt.Sprintf("reading the secrets of project %.80q", project)
+	if len(s.only) > 0 && !slices.Contains(s.only, project) {
+		return map[string]string{}, nil
+	}
 	name := projectSecretPrefix + project
 	if faults := validation.IsDNS1123Subdomain(name); len(faults) > 0 {
 		return nil, builder.Errorf(builder.KindInvalidRequest, op, "no Secret can be called %.100q: %s", name, faults[0])

@@ -50,6 +50,12 @@ func TestSecretsOfAProjectAreThoseOfItsSecretNow(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("demo", map[string]string{"TOKEN": "two"})
+	client.ClearActions()
+	store = NewProjectSecrets(client, "mlrun", "vision", "other")
+	check("demo", map[string]string{})
+	if calls := client.Actions(); len(calls) > 0 {
+		t.Errorf("calls for a project that is not named: %v", calls)
+	}
 }
 
 func TestSecretsOfAProjectThatCannotBeReadSayWhy(t *testing.T) {

@@ -47,7 +47,7 @@ func newPrivateRegistry(t *testing.T, ca *enginetest.Authority, ip, user, passwo
 	}
 	config.Catalog.MaxEntries = 1000
 	// The library knows no other logger.
-	logrus.SetLevel(logrus.WarnLevel)
+	logrus.SetLevel(logrus.PanicLevel)
 	app := handlers.NewApp(context.WithoutCancel(t.Context()), config)
 	t.Cleanup(func() { _ = app.Shutdown() })
 	s := enginetest.NewTLSServer(t, ca, app, ip)

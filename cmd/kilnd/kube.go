@@ -48,6 +48,7 @@ type kubeFlags struct {
 	ImagePull        time.Duration     `default:"1m" help:"How long a node may fail to pull the two images."`
 	Start            time.Duration     `default:"15m" help:"How long a build may take to start for any other reason."`
 	SecretsNamespace string            `help:"Namespace in which MLRun keeps the secrets of projects, read as mlrun-project-secrets-PROJECT when a build needs them. Those of secrets.dir go first." placeholder:"NAME"`
+	SecretsProjects  []string          `help:"Projects whose secrets are read from there. Defaults to all." placeholder:"PROJECT"`
 	NATSURL          string            `name:"nats-url" env:"KILN_KUBE_NATS_URL" help:"NATS server as Pods reach it, for uploaded sources. Defaults to --nats-url without its user." placeholder:"URL"`
 	NATSCredentials  string            `name:"nats-credentials" env:"KILN_KUBE_NATS_CREDENTIALS" type:"existingfile" help:"Credentials file that Pods read uploaded sources with. The worker's own are not given to Pods." placeholder:"FILE"`
 	NATSUser         string            `name:"nats-user" env:"KILN_KUBE_NATS_USER" help:"User that Pods read uploaded sources as, in place of credentials." placeholder:"NAME"`
@@ -77,7 +78,7 @@ func (w *workerCmd) kube(ctx context.Context, s *service, log zerolog.Logger) (e
 	}
 	cfg.Namespace, cfg.Registries = cmp.Or(f.Namespace, client.Namespace), s.registry
 	if f.SecretsNamespace != "" {
-		s.secrets = secretStores{kube.NewProjectSecrets(client, f.SecretsNamespace), s.secrets}
+		s.secrets = secretStores{kube.NewProjectSecrets(client, f.SecretsNamespace, f.SecretsProjects...), s.secrets}
 	}
 	return kube.New(ctx, client, cfg)
 }

@@ -142,6 +142,7 @@ capabilities: {drop: [ALL]}
 {{- with include "kiln.builds.serviceAccount" . }}{{ $_ := set $kube "service_account" . }}{{ end }}
 {{- with $v.builds.serviceAccounts }}{{ $_ := set $kube "service_accounts" . }}{{ end }}
 {{- with $v.projects.lookup.namespace }}{{ $_ := set $kube "secrets_namespace" . }}{{ end }}
+{{- with $v.projects.lookup.only }}{{ $_ := set $kube "secrets_projects" . }}{{ end }}
 {{- with $v.builds.nats.url }}{{ $_ := set $kube "nats_url" . }}{{ end }}
 {{- with $v.builds.nats.keys.credentials }}{{ $_ := set $kube "nats_credentials" (printf "/etc/kiln/build-nats/%s" .) }}{{ end }}
 {{- $all := dict
