@@ -55,15 +55,21 @@ func NewRegistryAt(tb testing.TB, ip string) *Registry {
 		}
 		store.ServeHTTP(w, req)
 	}))
+	listenAt(tb, srv, ip)
+	srv.Start()
+	tb.Cleanup(srv.Close)
+	r.Host = strings.TrimPrefix(srv.URL, "http://")
+	return r
+}
+
+// listenAt moves a server that has not started to another address.
+func listenAt(tb testing.TB, srv *httptest.Server, ip string) {
+	tb.Helper()
 	_ = srv.Listener.Close()
 	var err error
 	if srv.Listener, err = new(net.ListenConfig).Listen(tb.Context(), "tcp", net.JoinHostPort(ip, "0")); err != nil {
 		tb.Fatal(err)
 	}
-	srv.Start()
-	tb.Cleanup(srv.Close)
-	r.Host = strings.TrimPrefix(srv.URL, "http://")
-	return r
 }
 
 // Fault makes answer stand before the registry: it answers itself and returns true,

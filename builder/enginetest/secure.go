@@ -146,8 +146,9 @@ func NewSecureRegistry(tb testing.TB, a *Authority, g Guard) *Registry {
 	return r
 }
 
-// NewTLSServer serves a handler on loopback with a certificate of the authority for
-// the hosts. It ends with the test.
+// NewTLSServer serves a handler with a certificate of the authority for the hosts, at the
+// first of them if that is an address of this machine, else on loopback. It ends with the
+// test.
 func NewTLSServer(tb testing.TB, a *Authority, h http.Handler, hosts ...string) *httptest.Server {
 	tb.Helper()
 	return newTLSServer(tb, a, Guard{}, h, hosts...)
@@ -156,6 +157,9 @@ func NewTLSServer(tb testing.TB, a *Authority, h http.Handler, hosts ...string) 
 func newTLSServer(tb testing.TB, a *Authority, g Guard, h http.Handler, hosts ...string) *httptest.Server {
 	tb.Helper()
 	srv := httptest.NewUnstartedServer(h)
+	if net.ParseIP(hosts[0]) != nil {
+		listenAt(tb, srv, hosts[0])
+	}
 	certFile, keyFile := a.Issue(tb, hosts...)
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {

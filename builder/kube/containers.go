@@ -20,8 +20,9 @@ const (
 
 // Paths inside the containers.
 const (
-	// PlanDir is where the container "context" finds the build's Secret.
-	PlanDir = "/kiln/plan"
+	// PlanDir is where the container "context" finds the build's Secret. It must not be
+	// below a file of the image, such as /kiln.
+	PlanDir = "/etc/kiln/plan"
 	// TerminationLog is where it says why it failed.
 	TerminationLog = terminationLog
 

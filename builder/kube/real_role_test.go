@@ -51,22 +51,15 @@ func everyCall(t *testing.T, c *team, node string) error {
 	}
 	// A build that is left and joined, with its log, and collected.
 	left := plan("RUN echo line 1; sleep 600")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(2*time.Second, func() { cancel(builder.ErrShutdown) })
-	var logs bytes.Buffer
-	if _, err := e.Run(ctx, left, &logs); builder.KindOf(err) != builder.KindInterrupted {
+	if said, err := leaveAt(t, e, left, "waiting\n", builder.ErrShutdown); builder.KindOf(err) != builder.KindInterrupted {
 		return errors.Join(errors.New("a build was not left"), err)
-	}
-	if !strings.Contains(logs.String(), "waiting\n") {
+	} else if !said {
 		return errors.New("a build has no log")
 	}
-	short, end := context.WithTimeout(t.Context(), time.Second)
-	defer end()
-	logs.Reset()
-	if _, err := e.Run(short, left, &logs); !strings.Contains(logs.String(), "Joined") || builder.KindOf(err) != builder.KindTimeout {
+	if said, err := leaveAt(t, e, left, "Joined", context.Canceled); !said || builder.KindOf(err) != builder.KindCanceled {
 		return errors.Join(errors.New("a build was not joined"), err)
 	}
-	if _, err := e.Run(t.Context(), plan("RUN true"), &logs); err != nil {
+	if _, err := e.Run(t.Context(), plan("RUN true"), io.Discard); err != nil {
 		return err
 	}
 	if left := c.leftWithin(cfg, 5*time.Second); len(left) > 0 {
@@ -80,10 +73,37 @@ func everyCall(t *testing.T, c *team, node string) error {
 	}
 	// One that the cluster refuses to make a Pod for.
 	refusePods(t, c)
-	if _, err := e.Run(t.Context(), plan("RUN refused"), &logs); err == nil || !strings.Contains(err.Error(), "exceeded quota") {
+	if _, err := e.Run(t.Context(), plan("RUN refused"), io.Discard); err == nil || !strings.Contains(err.Error(), "exceeded quota") {
 		return errors.Join(errors.New("the reason is not named"), err)
 	}
 	return nil
+}
+
+// leaveAt runs the plan until its log says something, for 10 seconds at most, and then
+// cancels it with the cause.
+func leaveAt(t *testing.T, e *Engine, plan builder.Plan, text string, cause error) (said bool, err error) {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer time.AfterFunc(10*time.Second, func() { cancel(cause) }).Stop()
+	log := &heard{text: text, then: func() { cancel(cause) }}
+	_, err = e.Run(ctx, plan, log)
+	return strings.Contains(log.all.String(), text), err
+}
+
+// heard calls then when text was written.
+type heard struct {
+	all  bytes.Buffer
+	text string
+	then func()
+}
+
+// Write implements io.Writer.
+func (h *heard) Write(p []byte) (int, error) {
+	h.all.Write(p)
+	if strings.Contains(h.all.String(), h.text) {
+		h.then()
+	}
+	return len(p), nil
 }
 
 // onOlderServer makes the server refuse to list by way of a watch, as those before

@@ -411,3 +411,13 @@ func startWorker(t *testing.T, k *kiln) *lockedBuffer {
 	})
 	return out
 }
+
+// built is what `kiln build -o json` prints of a completed request.
+type built struct {
+	BuildID  string `json:"build_id"`
+	Outcome  string `json:"outcome"`
+	Digest   string `json:"digest"`
+	Image    string `json:"image"`
+	ImageRef string `json:"image_ref"`
+	Engine   string `json:"engine"`
+}

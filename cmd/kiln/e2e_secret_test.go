@@ -21,8 +21,6 @@ import (
 	"kiln/cmd/cli"
 )
 
-const projectSecret = "hush-5d41402abc4b2a76"
-
 func TestASecretOfTheProjectIsUsedAndKeptNowhere(t *testing.T) {
 	k := up(t, t.TempDir(), "KILN_PROJECT_SECRET__E2E__API_KEY="+projectSecret)
 	pushBase(t, k.Registry+"/base:1", 0)

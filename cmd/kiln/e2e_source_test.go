@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -29,12 +28,11 @@ import (
 )
 
 const (
-	gitToken = "ghp-e2e-7f3a9c41d2"
 	s3Secret = "secret-of-s3-9d1"
 )
 
 func TestGitSourceByBranchAndByCommitWithAToken(t *testing.T) {
-	repo, address := gitRepository(t, gitToken)
+	repo, address := gitRepository(t, "127.0.0.1", gitToken)
 	first := commit(t, repo, "print('one')")
 	k := up(t, t.TempDir(), "KILN_PROJECT_SECRET__E2E__GIT_TOKEN="+gitToken)
 	pushBase(t, k.Registry+"/base:1", 0)
@@ -133,7 +131,7 @@ func TestArchivesObjectsAndFoldersAreSources(t *testing.T) {
 }
 
 func TestSourcesThatAreNotThereOrHostileEndInOneEventEach(t *testing.T) {
-	_, address := gitRepository(t, gitToken)
+	_, address := gitRepository(t, "127.0.0.1", gitToken)
 	escape := tarOf(t, tar.Header{Name: "../../etc/cron.d/x", Mode: 0o644, Size: 1})
 	link := tarOf(t, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, tar.Header{Name: "l/passwd", Mode: 0o644, Size: 1})
 	device := tarOf(t, tar.Header{Name: "sda", Typeflag: tar.TypeBlock, Devmajor: 8, Mode: 0o666})
@@ -175,14 +173,6 @@ func TestSourcesThatAreNotThereOrHostileEndInOneEventEach(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 	k.hidden(t, "wrong-token-5a1")
-}
-
-// built is what `kiln build -o json` prints of a completed request.
-type built struct {
-	BuildID  string `json:"build_id"`
-	Outcome  string `json:"outcome"`
-	Digest   string `json:"digest"`
-	ImageRef string `json:"image_ref"`
 }
 
 func (b built) files(t *testing.T) map[string]string {
@@ -234,58 +224,6 @@ func sourceFunction(t *testing.T, k *kiln, name, source, command string) []byte 
 		t.Fatal(err)
 	}
 	return raw
-}
-
-// gitRepository serves an empty repository with the branch main by Git's own HTTP
-// backend, to whoever has the token.
-func gitRepository(t *testing.T, token string) (dir, address string) {
-	t.Helper()
-	root := t.TempDir()
-	dir = filepath.Join(root, "code.git")
-	git(t, root, "init", "-q", "-b", "main", dir)
-	commit(t, dir, "print('zero')")
-	program, err := exec.LookPath("git")
-	if err != nil {
-		t.Fatal(err)
-	}
-	backend := &cgi.Handler{
-		Path: program, Args: []string{"http-backend"}, InheritEnv: []string{"PATH"},
-		Env: []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "HOME=" + root},
-	}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if user, password, _ := r.BasicAuth(); user != token && password != token {
-			w.Header().Set("WWW-Authenticate", `Basic realm="git"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		handler := *backend
-		handler.Env = append(handler.Env, "GIT_PROTOCOL="+r.Header.Get("Git-Protocol"))
-		handler.ServeHTTP(w, r)
-	}))
-	t.Cleanup(srv.Close)
-	return dir, "git+" + srv.URL + "/code.git"
-}
-
-// commit makes main.py say something else and returns the commit.
-func commit(t *testing.T, dir, text string) string {
-	t.Helper()
-	if err := os.WriteFile(filepath.Join(dir, "main.py"), []byte(text+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	git(t, dir, "add", "main.py")
-	git(t, dir, "-c", "user.name=e2e", "-c", "user.email=e2e@example.com", "commit", "-qm", text)
-	return strings.TrimSpace(git(t, dir, "rev-parse", "HEAD"))
-}
-
-func git(t *testing.T, dir string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "git", args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("git %v: %v\n%s", args, err, out)
-	}
-	return string(out)
 }
 
 func tarOf(t *testing.T, headers ...tar.Header) []byte {

@@ -100,6 +100,10 @@ var layers = map[string]layer{
 		imports: []string{"kiln/builder", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},
 		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
 	},
+	"kiln/builder/rehearsal": {
+		imports: []string{"kiln/builder", "github.com/google/go-containerregistry"},
+		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
+	},
 	"kiln/builder/kube/kubetest": {
 		imports: []string{"k8s.io", "sigs.k8s.io/yaml", "github.com/google/go-containerregistry"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
@@ -116,6 +120,10 @@ var layers = map[string]layer{
 	},
 	"kiln/worker/backlog": {imports: []string{"kiln/events"}, never: append([]string{"github.com/nats-io", "github.com/prometheus"}, judged...)},
 	"kiln/worker/history": {imports: []string{"kiln/events"}, never: append([]string{"github.com/nats-io", "github.com/prometheus"}, judged...)},
+	"kiln/deploy/nats/natstest": {
+		imports: []string{"kiln/events/natsbus", "github.com/nats-io/nats-server/v2", "golang.org/x/crypto/bcrypt"},
+		never:   []string{"kiln/builder", "kiln/worker", "kiln/cmd"},
+	},
 	"kiln/deploy/demo": {
 		imports: []string{"github.com/google/go-containerregistry", "github.com/opencontainers/runtime-spec", "sigs.k8s.io/yaml"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},

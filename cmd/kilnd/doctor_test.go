@@ -21,6 +21,7 @@ import (
 
 	"kiln/builder/enginetest"
 	"kiln/cmd/cli"
+	"kiln/deploy/nats/natstest"
 	"kiln/events/natsbus"
 )
 
@@ -233,7 +234,7 @@ func TestDoctorNamesAServerWithoutJetStreamAndAUserWithoutRights(t *testing.T) {
 	t.Parallel()
 	secured := startSecured(t)
 	p := newPatient(t)
-	maps.Copy(p.settings, map[string]string{"nats-url": secured.url, "nats-ca": secured.ca, "nats-user": "kiln-publisher", "nats-password": rolePassword})
+	maps.Copy(p.settings, map[string]string{"nats-url": secured.url, "nats-ca": secured.ca, "nats-user": "kiln-publisher", "nats-password": natstest.Password})
 	checks, code := p.diagnose(t)
 	if c := checks[1]; code != cli.ExitFailed || !strings.Contains(c.Detail, "permissions violation") || !strings.Contains(c.Fix, "roles.conf") {
 		t.Errorf("exit code %d: %+v", code, c)

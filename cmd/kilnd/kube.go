@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -20,41 +21,45 @@ import (
 
 // kubeFlags say how builds run as Kubernetes Jobs.
 type kubeFlags struct {
-	Kubeconfig      string            `type:"existingfile" help:"Kubeconfig. Defaults to $KUBECONFIG, ~/.kube/config, or the service account of the worker's own Pod." placeholder:"FILE"`
-	Context         string            `help:"Context of the kubeconfig. Defaults to its current one." placeholder:"NAME"`
-	Namespace       string            `help:"Namespace of Jobs. Defaults to the context's, or the worker's own." placeholder:"NAME"`
-	Instance        string            `default:"kiln" help:"Tells installations in one namespace apart; workers that share a NATS prefix share it."`
-	Image           string            `help:"Kiln's own image, which prepares builds. Required with --engine kube." placeholder:"IMAGE"`
-	ExecutorImage   string            `help:"Image of the Kaniko executor. Defaults to ghcr.io/osscontainertools/kaniko in the version that Kiln is tested with." placeholder:"IMAGE"`
-	PullPolicy      string            `default:"IfNotPresent" enum:"IfNotPresent,Always,Never" help:"When nodes pull the two images."`
-	PullSecrets     []string          `help:"Secrets that nodes pull the two images with." placeholder:"NAME"`
-	Helpers         []string          `help:"Credential helpers that the executor may use, for the identity of its service account: env, google, ecr, acr, gitlab." placeholder:"NAME"`
-	ServiceAccount  string            `help:"Service account of build Pods; its token is not mounted. Defaults to the namespace's default." placeholder:"NAME"`
-	ServiceAccounts []string          `help:"Service accounts that functions may ask for." placeholder:"NAME"`
-	NodeSelector    map[string]string `help:"Labels of nodes for builds." placeholder:"LABEL=VALUE"`
-	Tolerations     string            `help:"Tolerations of builds, as a JSON list." placeholder:"JSON"`
-	PriorityClass   string            `help:"Priority class of builds whose function asks for none." placeholder:"NAME"`
-	PodLabels       map[string]string `help:"Labels of build Pods, for workload identity for example." placeholder:"LABEL=VALUE"`
-	PodAnnotations  map[string]string `help:"Annotations of build Pods." placeholder:"NAME=VALUE"`
-	RuntimeClass    string            `help:"Runtime class of build Pods, for gVisor or Kata." placeholder:"NAME"`
-	UserNamespaces  bool              `help:"Give build Pods user ids of their own (hostUsers: false)."`
-	Classes         map[string]string `help:"Resource classes, requests and limits of builds: default=cpu:500m/,memory:1Gi/4Gi,disk:5Gi/20Gi." placeholder:"NAME=CLASS"`
-	ProjectClasses  map[string]string `help:"Resource classes of projects that do not get default." placeholder:"PROJECT=NAME"`
-	Zero            []string          `help:"Resources that builds are limited to none of: nvidia.com/gpu." placeholder:"RESOURCE"`
-	WorkspaceSize   size              `default:"2GiB" help:"Limit of a build's context and source."`
-	WorkspaceMemory bool              `help:"Keep context and source in memory; they count to the memory limit."`
-	Unschedulable   time.Duration     `default:"5m" help:"How long a build may wait for a node."`
-	ImagePull       time.Duration     `default:"1m" help:"How long a node may fail to pull the two images."`
-	Start           time.Duration     `default:"15m" help:"How long a build may take to start for any other reason."`
-	NATSURL         string            `name:"nats-url" env:"KILN_KUBE_NATS_URL" help:"NATS server as Pods reach it, for uploaded sources. Defaults to --nats-url without its user." placeholder:"URL"`
-	NATSCredentials string            `name:"nats-credentials" env:"KILN_KUBE_NATS_CREDENTIALS" type:"existingfile" help:"Credentials file that Pods read uploaded sources with. The worker's own are not given to Pods." placeholder:"FILE"`
-	TTL             time.Duration     `name:"ttl" default:"15m" help:"How long a finished Job stays that no worker collects."`
-	QPS             float32           `name:"qps" default:"50" help:"Calls of the API server per second, of all builds together."`
-	Burst           int               `default:"100" help:"Calls of the API server at once."`
+	Kubeconfig       string            `type:"existingfile" help:"Kubeconfig. Defaults to $KUBECONFIG, ~/.kube/config, or the service account of the worker's own Pod." placeholder:"FILE"`
+	Context          string            `help:"Context of the kubeconfig. Defaults to its current one." placeholder:"NAME"`
+	Namespace        string            `help:"Namespace of Jobs. Defaults to the context's, or the worker's own." placeholder:"NAME"`
+	Instance         string            `default:"kiln" help:"Tells installations in one namespace apart; workers that share a NATS prefix share it."`
+	Image            string            `help:"Kiln's own image, which prepares builds. Required with --engine kube." placeholder:"IMAGE"`
+	ExecutorImage    string            `help:"Image of the Kaniko executor. Defaults to ghcr.io/osscontainertools/kaniko in the version that Kiln is tested with." placeholder:"IMAGE"`
+	PullPolicy       string            `default:"IfNotPresent" enum:"IfNotPresent,Always,Never" help:"When nodes pull the two images."`
+	PullSecrets      []string          `help:"Secrets that nodes pull the two images with." placeholder:"NAME"`
+	Helpers          []string          `help:"Credential helpers that the executor may use, for the identity of its service account: env, google, ecr, acr, gitlab." placeholder:"NAME"`
+	ServiceAccount   string            `help:"Service account of build Pods; its token is not mounted. Defaults to the namespace's default." placeholder:"NAME"`
+	ServiceAccounts  []string          `help:"Service accounts that functions may ask for." placeholder:"NAME"`
+	NodeSelector     map[string]string `help:"Labels of nodes for builds." placeholder:"LABEL=VALUE"`
+	Tolerations      string            `help:"Tolerations of builds, as a JSON list." placeholder:"JSON"`
+	PriorityClass    string            `help:"Priority class of builds whose function asks for none." placeholder:"NAME"`
+	PodLabels        map[string]string `help:"Labels of build Pods, for workload identity for example." placeholder:"LABEL=VALUE"`
+	PodAnnotations   map[string]string `help:"Annotations of build Pods." placeholder:"NAME=VALUE"`
+	RuntimeClass     string            `help:"Runtime class of build Pods, for gVisor or Kata." placeholder:"NAME"`
+	UserNamespaces   bool              `help:"Give build Pods user ids of their own (hostUsers: false)."`
+	Classes          map[string]string `help:"Resource classes, requests and limits of builds: default=cpu:500m/,memory:1Gi/4Gi,disk:5Gi/20Gi." placeholder:"NAME=CLASS"`
+	ProjectClasses   map[string]string `help:"Resource classes of projects that do not get default." placeholder:"PROJECT=NAME"`
+	Zero             []string          `help:"Resources that builds are limited to none of: nvidia.com/gpu." placeholder:"RESOURCE"`
+	WorkspaceSize    size              `default:"2GiB" help:"Limit of a build's context and source."`
+	WorkspaceMemory  bool              `help:"Keep context and source in memory; they count to the memory limit."`
+	Unschedulable    time.Duration     `default:"5m" help:"How long a build may wait for a node."`
+	ImagePull        time.Duration     `default:"1m" help:"How long a node may fail to pull the two images."`
+	Start            time.Duration     `default:"15m" help:"How long a build may take to start for any other reason."`
+	SecretsNamespace string            `help:"Namespace in which MLRun keeps the secrets of projects, read as mlrun-project-secrets-PROJECT when a build needs them. Those of secrets.dir go first." placeholder:"NAME"`
+	SecretsProjects  []string          `help:"Projects whose secrets are read from there. Defaults to all." placeholder:"PROJECT"`
+	NATSURL          string            `name:"nats-url" env:"KILN_KUBE_NATS_URL" help:"NATS server as Pods reach it, for uploaded sources. Defaults to --nats-url without its user." placeholder:"URL"`
+	NATSCredentials  string            `name:"nats-credentials" env:"KILN_KUBE_NATS_CREDENTIALS" type:"existingfile" help:"Credentials file that Pods read uploaded sources with. The worker's own are not given to Pods." placeholder:"FILE"`
+	NATSUser         string            `name:"nats-user" env:"KILN_KUBE_NATS_USER" help:"User that Pods read uploaded sources as, in place of credentials." placeholder:"NAME"`
+	NATSPassword     string            `name:"nats-password" env:"KILN_KUBE_NATS_PASSWORD" help:"Password of that user. Prefer the environment." placeholder:"TEXT"`
+	TTL              time.Duration     `name:"ttl" default:"15m" help:"How long a finished Job stays that no worker collects."`
+	QPS              float32           `name:"qps" default:"50" help:"Calls of the API server per second, of all builds together."`
+	Burst            int               `default:"100" help:"Calls of the API server at once."`
 }
 
-// kube connects to the cluster.
-func (w *workerCmd) kube(ctx context.Context, images kube.Registries, log zerolog.Logger) (engine, error) {
+// kube connects the service to the cluster.
+func (w *workerCmd) kube(ctx context.Context, s *service, log zerolog.Logger) (engine, error) {
 	f := w.Kube
 	if f.Image == "" {
 		return nil, cli.Usage(errors.New("--engine kube needs --kube-image, the image of this very program"))
@@ -71,8 +76,27 @@ func (w *workerCmd) kube(ctx context.Context, images kube.Registries, log zerolo
 	if err != nil {
 		return nil, err
 	}
-	cfg.Namespace, cfg.Registries = cmp.Or(f.Namespace, client.Namespace), images
+	cfg.Namespace, cfg.Registries = cmp.Or(f.Namespace, client.Namespace), s.registry
+	if f.SecretsNamespace != "" {
+		s.secrets = secretStores{kube.NewProjectSecrets(client, f.SecretsNamespace, f.SecretsProjects...), s.secrets}
+	}
 	return kube.New(ctx, client, cfg)
+}
+
+// secretStores are places of secrets; of several that have one, the last counts.
+type secretStores []builder.SecretStore
+
+// Secrets implements builder.SecretStore.
+func (s secretStores) Secrets(ctx context.Context, project string) (map[string]string, error) {
+	all := map[string]string{}
+	for _, store := range s {
+		found, err := store.Secrets(ctx, project)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(all, found)
+	}
+	return all, nil
 }
 
 func (f kubeFlags) config() (kube.Config, error) {

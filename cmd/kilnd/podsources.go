@@ -31,6 +31,8 @@ type podSources struct {
 		Prefix      string `json:"prefix,omitempty"`
 		CA          string `json:"ca,omitempty"`
 		Credentials string `json:"credentials,omitempty"`
+		User        string `json:"user,omitempty"`
+		Password    string `json:"password,omitempty"`
 	} `json:"nats"`
 }
 
@@ -44,6 +46,7 @@ func (w *workerCmd) podSources() ([]byte, error) {
 	}
 	p.Source.KnownHosts = ""
 	p.NATS.URL, p.NATS.Prefix = withoutUsers(w.NATS.Server()), w.NATS.Prefix
+	p.NATS.User, p.NATS.Password = w.Kube.NATSUser, w.Kube.NATSPassword
 	if w.Kube.NATSURL != "" {
 		p.NATS.URL = w.Kube.NATSURL
 	}
@@ -109,11 +112,12 @@ func (c podContexts) Open(ctx context.Context, digest string) (io.ReadCloser, er
 }
 
 func (c podContexts) connect() (*nats.Conn, error) {
-	cfg := natsbus.Config{URL: c.settings.NATS.URL, Name: "kiln-context", Timeout: 10 * time.Second}
+	settings := c.settings.NATS
+	cfg := natsbus.Config{URL: settings.URL, User: settings.User, Password: settings.Password, Name: "kiln-context", Timeout: 10 * time.Second}
 	for name, file := range map[string]struct {
 		content string
 		path    *string
-	}{"nats.creds": {c.settings.NATS.Credentials, &cfg.CredentialsFile}, "nats-ca.pem": {c.settings.NATS.CA, &cfg.CAFile}} {
+	}{"nats.creds": {settings.Credentials, &cfg.CredentialsFile}, "nats-ca.pem": {settings.CA, &cfg.CAFile}} {
 		if file.content == "" {
 			continue
 		}
@@ -161,7 +165,7 @@ func (contextCmd) Help() string {
 	return `Prepares a build inside its Pod. The engine kube runs it; there is no other use.
 
 Examples:
-  kiln context --plan /kiln/plan --workspace /kaniko/build`
+  kiln context --plan /etc/kiln/plan --workspace /kaniko/build`
 }
 
 // Run fills the workspace.

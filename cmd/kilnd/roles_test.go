@@ -2,35 +2,25 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"golang.org/x/crypto/bcrypt"
 
 	"kiln/builder"
 	"kiln/builder/enginetest"
 	"kiln/builder/function"
 	"kiln/builder/registry"
+	"kiln/deploy/nats/natstest"
 	"kiln/events"
 	"kiln/events/client"
 	"kiln/events/natsbus"
@@ -40,93 +30,18 @@ import (
 // secured is a server with the configuration of deploy/nats: TLS and a user per role.
 type secured struct{ url, ca string }
 
-const rolePassword = "a password of the test"
-
 func startSecured(t *testing.T) secured {
 	t.Helper()
-	dir := t.TempDir()
-	certificate, key := selfSigned(t)
-	hash, err := bcrypt.GenerateFromPassword([]byte(rolePassword), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	passwords := fmt.Appendf(nil, "ADMIN_PASSWORD: %q\n", hash)
-	for _, role := range natsbus.Roles() {
-		passwords = fmt.Appendf(passwords, "%s_PASSWORD: %q\n", natsbus.RoleVariable(role), hash)
-	}
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	read := func(name string) string {
-		raw, err := os.ReadFile(filepath.Join("..", "..", "deploy", "nats", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(raw)
-	}
-	ca := write("tls/server.pem", certificate)
-	write("tls/server.key", key)
-	write("passwords.conf", string(passwords))
-	write(natsbus.RolesFile, read(natsbus.RolesFile))
-	// Only where the server lives is another place.
-	conf := write("nats-server.conf", strings.NewReplacer(
-		"/etc/nats", dir, "/data", dir, `listen: "0.0.0.0:4222"`, `listen: "127.0.0.1:-1"`, "127.0.0.1:8222", "127.0.0.1:-1",
-	).Replace(read("nats-server.conf")))
-	opts, err := server.ProcessConfigFile(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opts.NoLog, opts.NoSigs = true, true
-	s, err := server.NewServer(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
-		t.Fatal("the server does not start")
-	}
-	t.Cleanup(func() {
-		s.Shutdown()
-		s.WaitForShutdown()
-	})
-	return secured{url: s.ClientURL(), ca: ca}
-}
-
-// selfSigned returns a certificate for loopback that is its own authority, and its key.
-func selfSigned(t *testing.T) (certificate, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalECPrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	encode := func(kind string, b []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
-	}
-	return encode("CERTIFICATE", der), encode("EC PRIVATE KEY", raw)
+	ca := enginetest.NewAuthority(t)
+	certificate, key := ca.Issue(t, "127.0.0.1")
+	return secured{url: natstest.Start(t, "127.0.0.1", certificate, key), ca: ca.File}
 }
 
 // as connects with the settings that a user of that role makes.
 func (s secured) as(t *testing.T, role natsbus.Role, opts ...nats.Option) *nats.Conn {
 	t.Helper()
 	nc, err := natsbus.Connect(natsbus.Config{
-		URL: s.url, CAFile: s.ca, User: "kiln-" + string(role), Password: rolePassword, InboxPrefix: natsbus.Topology{}.InboxPrefix(role),
+		URL: s.url, CAFile: s.ca, User: "kiln-" + string(role), Password: natstest.Password, InboxPrefix: natsbus.Topology{}.InboxPrefix(role),
 		Options: append([]nats.Option{nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			t.Errorf("%s: %v", role, err)
 		})}, opts...),
@@ -156,7 +71,7 @@ func TestEveryRoleDoesItsJobOnASecuredServer(t *testing.T) {
 	body := fmt.Appendf(nil, `{"kind":"job","metadata":{"name":"f"},"spec":{"build":{"base_image":%q,"commands":["true"],"with_mlrun":false}}}`, base)
 
 	// The publisher is a program in any language: a bare client with usual inboxes.
-	publisher, err := nats.Connect(s.url, nats.RootCAs(s.ca), nats.UserInfo("kiln-publisher", rolePassword))
+	publisher, err := nats.Connect(s.url, nats.RootCAs(s.ca), nats.UserInfo("kiln-publisher", natstest.Password))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +310,7 @@ func TestASecuredServerTakesNobodyElse(t *testing.T) {
 	for name, opts := range map[string][]nats.Option{
 		"no user":        {nats.RootCAs(s.ca)},
 		"wrong password": {nats.RootCAs(s.ca), nats.UserInfo("kiln-worker", "guess")},
-		"unknown CA":     {nats.UserInfo("kiln-worker", rolePassword)},
+		"unknown CA":     {nats.UserInfo("kiln-worker", natstest.Password)},
 	} {
 		nc, err := nats.Connect(s.url, opts...)
 		if err == nil {

@@ -178,7 +178,7 @@ type service struct {
 
 // outside are the places beyond engine and registry that a worker needs.
 type outside struct {
-	secrets *secrets.Store
+	secrets builder.SecretStore
 	// nuclio is nil without a dashboard.
 	nuclio worker.Nuclio
 	// hidden must not be shown.

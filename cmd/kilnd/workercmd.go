@@ -55,7 +55,7 @@ func (w *workerCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) erro
 	if w.Engine == "kube" {
 		// Limits of Pods are those of their resource class.
 		w.Sandbox = sandboxFlags{}
-		makeEngine = func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s.registry, log) }
+		makeEngine = func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s, log) }
 	}
 	service, err := newService(ctx, w.buildFlags, filepath.Join(cli.DefaultDataDir(), "worker"), makeEngine, nc, topology, monitor.registry, log)
 	if err != nil {

@@ -105,6 +105,28 @@ func Role(tb testing.TB) *rbacv1.Role {
 	return nil
 }
 
+// NewNamespace makes a namespace that enforces a Pod Security Standard and ends with the
+// test.
+func (c *Cluster) NewNamespace(tb testing.TB, standard string) (name string) {
+	tb.Helper()
+	ctx, core := tb.Context(), c.Admin.CoreV1()
+	made, err := core.Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		GenerateName: "kiln-test-", Labels: map[string]string{
+			"pod-security.kubernetes.io/enforce": standard, "pod-security.kubernetes.io/warn": standard,
+		},
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = core.Namespaces().Delete(context.WithoutCancel(ctx), made.Name, metav1.DeleteOptions{}) })
+	// Pods are refused before the controllers have made their service account.
+	Eventually(tb, "the service account of Pods", func() bool {
+		_, err := core.ServiceAccounts(made.Name).Get(ctx, "default", metav1.GetOptions{})
+		return err == nil
+	})
+	return made.Name
+}
+
 // Team is a namespace under the Pod Security Standard "baseline", and a service account
 // in it with the Role of a worker.
 type Team struct {
@@ -127,18 +149,10 @@ func (c *Cluster) NewTeam(tb testing.TB, role *rbacv1.Role) *Team {
 			tb.Fatal(err)
 		}
 	}
-	made, err := core.Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		GenerateName: "kiln-test-", Labels: map[string]string{
-			"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "baseline",
-		},
-	}}, metav1.CreateOptions{})
-	try(err)
-	ns := made.Name
-	tb.Cleanup(func() { _ = core.Namespaces().Delete(context.WithoutCancel(ctx), ns, metav1.DeleteOptions{}) })
-
+	ns := c.NewNamespace(tb, "baseline")
 	account := metav1.ObjectMeta{Name: role.Name}
 	role.Namespace = ns
-	_, err = c.Admin.RbacV1().Roles(ns).Create(ctx, role, metav1.CreateOptions{})
+	_, err := c.Admin.RbacV1().Roles(ns).Create(ctx, role, metav1.CreateOptions{})
 	try(err)
 	_, err = core.ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: account}, metav1.CreateOptions{})
 	try(err)
@@ -149,11 +163,6 @@ func (c *Cluster) NewTeam(tb testing.TB, role *rbacv1.Role) *Team {
 	try(err)
 	token, err := core.ServiceAccounts(ns).CreateToken(ctx, role.Name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	try(err)
-	// Pods are refused before the controllers have made their service account.
-	Eventually(tb, "the service account of Pods", func() bool {
-		_, err := core.ServiceAccounts(ns).Get(ctx, "default", metav1.GetOptions{})
-		return err == nil
-	})
 	team := &Team{Cluster: c, Namespace: ns, Worker: rest.AnonymousClientConfig(c.REST), Calls: &Calls{counts: map[string]int{}}}
 	team.Worker.BearerToken = token.Status.Token
 	team.Worker.Wrap(team.Calls.count)
@@ -172,6 +181,14 @@ func (t *Team) writeKubeconfig(tb testing.TB) {
 	cfg.CurrentContext = name
 	if err := clientcmd.WriteToFile(*cfg, t.Kubeconfig); err != nil {
 		tb.Fatal(err)
+	}
+}
+
+// wait is for a moment, or until ctx ends.
+func wait(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(50 * time.Millisecond):
 	}
 }
 

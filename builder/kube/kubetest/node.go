@@ -4,11 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -35,32 +39,107 @@ const (
 // is skipped.
 func (c *Cluster) RealNode(tb testing.TB) (address string) {
 	tb.Helper()
+	address = c.NodeAddress(tb)
+	c.Load(tb, ExecutorImage, map[string]string{
+		"kaniko/executor": Executor(tb), "kaniko/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
+	})
+	kiln, kilnd := Kiln(tb)
+	// Where deploy/image has them.
+	c.Load(tb, ContextImage, map[string]string{"kiln": kiln, "kilnd": kilnd}, "/kiln")
+	return address
+}
+
+// NodeAddress returns the address at which Pods of the real node reach this machine.
+// Without a node the test is skipped.
+func (c *Cluster) NodeAddress(tb testing.TB) string {
+	tb.Helper()
 	node, err := c.Admin.CoreV1().Nodes().Get(tb.Context(), Node, metav1.GetOptions{})
 	if err != nil {
 		tb.Skipf("SKIPPED: the cluster has no real node (%v); `make kube-up KUBE_NODE=1` says what this machine lacks", err)
 	}
 	for _, a := range node.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
-			address = a.Address
+			return a.Address
 		}
 	}
-	bin := func(variable, file string) string {
-		path, err := filepath.Abs(cmp.Or(os.Getenv(variable), filepath.Join("..", "..", "bin", file)))
-		if err == nil {
-			_, err = os.Stat(path) //nolint:gosec // a test's own choice
-		}
+	tb.Fatal("the node has no address")
+	return ""
+}
+
+// Kiln returns the paths of Kiln's own programs, or skips the test.
+func Kiln(tb testing.TB) (kiln, kilnd string) {
+	tb.Helper()
+	return Program(tb, "KILN_TEST_KILN", "kiln"), Program(tb, "KILN_TEST_KILND", "kilnd")
+}
+
+// Executor returns the path of the Kaniko executor, or skips the test.
+func Executor(tb testing.TB) string {
+	tb.Helper()
+	return Program(tb, "KILN_TEST_EXECUTOR", "kaniko-executor")
+}
+
+// Program returns the path of a program that the variable names, or that is in bin. The
+// test is skipped when it is not there.
+func Program(tb testing.TB, variable, file string) string {
+	tb.Helper()
+	path, err := filepath.Abs(cmp.Or(os.Getenv(variable), filepath.Join("..", "..", "bin", file)))
+	if err == nil {
+		_, err = os.Stat(path) //nolint:gosec // a test's own choice
+	}
+	if err != nil {
+		tb.Skipf("SKIPPED: %v; make e2e-kube builds it", err)
+	}
+	return path
+}
+
+// Trust lets the real node check a registry with the certificates in a file, as long as
+// the test runs.
+func (c *Cluster) Trust(tb testing.TB, host, certificates string) {
+	tb.Helper()
+	dir := filepath.Join(c.Dir, "node", "certs.d", host)
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // containerd's
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	text := fmt.Sprintf("[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %q\n", "https://"+host, certificates)
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// RunPod runs a Pod until its only container ends, for two minutes at most, and returns
+// what it printed and its exit code.
+func (c *Cluster) RunPod(tb testing.TB, namespace string, spec corev1.PodSpec) (log string, exitCode int32) {
+	tb.Helper()
+	pods := c.Admin.CoreV1().Pods(namespace)
+	spec.RestartPolicy = corev1.RestartPolicyNever
+	made, err := pods.Create(tb.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}, Spec: spec}, metav1.CreateOptions{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(tb.Context(), 2*time.Minute)
+	defer cancel()
+	var ended *corev1.ContainerStateTerminated
+	for ended == nil {
+		pod, err := pods.Get(ctx, made.Name, metav1.GetOptions{})
 		if err != nil {
-			tb.Skipf("SKIPPED: %v; get it with: make build", err)
+			tb.Fatalf("the Pod %s did not end: %v", made.Name, err)
 		}
-		return path
+		if all := pod.Status.ContainerStatuses; len(all) == 1 {
+			ended = all[0].State.Terminated
+			if waiting := all[0].State.Waiting; waiting != nil && strings.HasPrefix(waiting.Reason, "Err") {
+				tb.Fatalf("the Pod %s does not start: %s: %s", made.Name, waiting.Reason, waiting.Message)
+			}
+		}
+		if ended == nil {
+			wait(ctx)
+		}
 	}
-	c.Load(tb, ExecutorImage, map[string]string{
-		"kaniko/executor": bin("KILN_TEST_EXECUTOR", "kaniko-executor"), "kaniko/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
-	})
-	c.Load(tb, ContextImage, map[string]string{
-		"usr/bin/kiln": bin("KILN_TEST_KILN", "kiln"), "usr/bin/kilnd": bin("KILN_TEST_KILND", "kilnd"),
-	}, "/usr/bin/kiln")
-	return address
+	raw, err := pods.GetLogs(made.Name, &corev1.PodLogOptions{}).DoRaw(ctx)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(raw), ended.ExitCode
 }
 
 // Load gives the real node an image of files of this machine, by their names in the

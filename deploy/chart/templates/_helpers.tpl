@@ -96,6 +96,20 @@ capabilities: {drop: [ALL]}
 {{ required "nats.keys and provision.keys are keys of a Secret: name it with nats.secret or provision.secret" .secret }}
 {{- end }}
 
+{{- /* Variables with what Pods of builds log in with at NATS. */ -}}
+{{- define "kiln.builds.nats.env" -}}
+{{- range $key, $variable := dict "user" "KILN_KUBE_NATS_USER" "password" "KILN_KUBE_NATS_PASSWORD" }}
+{{- with index $.Values.builds.nats.keys $key }}
+- name: {{ $variable }}
+  valueFrom: {secretKeyRef: {name: {{ include "kiln.builds.nats.secret" $ }}, key: {{ . }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "kiln.builds.nats.secret" -}}
+{{ required "builds.nats.keys are keys of a Secret: name it with builds.nats.secret" .Values.builds.nats.secret }}
+{{- end }}
+
 {{- /* A certificate bundle of a ConfigMap or Secret: takes name and the values. */ -}}
 {{- define "kiln.ca.volume" -}}
 {{- if and .from.configMap .from.secret }}{{ fail (printf "%s: choose one of configMap and secret" .name) }}{{ end -}}
@@ -127,8 +141,10 @@ capabilities: {drop: [ALL]}
 {{- with $v.imagePullSecrets }}{{ $_ := set $kube "pull_secrets" . }}{{ end }}
 {{- with include "kiln.builds.serviceAccount" . }}{{ $_ := set $kube "service_account" . }}{{ end }}
 {{- with $v.builds.serviceAccounts }}{{ $_ := set $kube "service_accounts" . }}{{ end }}
+{{- with $v.projects.lookup.namespace }}{{ $_ := set $kube "secrets_namespace" . }}{{ end }}
+{{- with $v.projects.lookup.only }}{{ $_ := set $kube "secrets_projects" . }}{{ end }}
 {{- with $v.builds.nats.url }}{{ $_ := set $kube "nats_url" . }}{{ end }}
-{{- if $v.builds.nats.secret }}{{ $_ := set $kube "nats_credentials" (printf "/etc/kiln/build-nats/%s" $v.builds.nats.key) }}{{ end }}
+{{- with $v.builds.nats.keys.credentials }}{{ $_ := set $kube "nats_credentials" (printf "/etc/kiln/build-nats/%s" .) }}{{ end }}
 {{- $all := dict
   "engine" "kube"
   "log_format" "json"

@@ -113,7 +113,7 @@ func compare(t *testing.T, dir string, rendered map[string]string, keep ...strin
 		got[entry.Name()] = string(raw)
 	}
 	if diff := cmp.Diff(got, rendered); diff != "" {
-		t.Errorf("%s: run make chart-update and look at what changed (-file +rendered):\n%s", dir, diff)
+		t.Errorf("%s: run make manifests and look at what changed (-file +rendered):\n%s", dir, diff)
 	}
 }
 
@@ -235,6 +235,7 @@ func TestMistakesInValuesAreNamed(t *testing.T) {
 		"nats: {url: 'nats://u:p@host'}":                            "/nats/url",
 		"nats: {keys: {creds: x}}":                                  "creds",
 		"nats: {keys: {ca: ca.crt}}":                                "nats.secret",
+		"builds: {nats: {keys: {user: user}}}":                      "builds.nats.secret",
 		"registry: {url: https://registry.example.com}":             "/registry/url",
 		"worker: {slots: 0}":                                        "/worker/slots",
 		"worker: {softStopSeconds: 30s}":                            "/worker/softStopSeconds",
