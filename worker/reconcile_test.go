@@ -113,6 +113,7 @@ func TestATagThatALateWorkerMovedBackIsRepaired(t *testing.T) {
 func TestOneWorkerReconcilesUntilItIsSilent(t *testing.T) {
 	t.Parallel()
 	b := reconciling(t)
+	b.cfg.Reconcile = 400 * time.Millisecond
 	b.start(t)
 	owner := func() string {
 		raw, _, err := b.ledger.Get(context.Background(), reconcilerKey)

@@ -157,7 +157,8 @@ func TestBadBuildsEndInOneEventEach(t *testing.T) {
 	}
 	for id, tc := range cases {
 		t.Run(id, func(t *testing.T) {
-			all := terminals(t, js, id, 90*time.Second)
+			// Out of memory, it is tried once more with twice as much.
+			all := terminals(t, js, id, 3*time.Minute)
 			if len(all) != 1 {
 				t.Fatalf("got %d terminal events, want 1: %s", len(all), all)
 			}

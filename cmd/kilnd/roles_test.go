@@ -205,6 +205,14 @@ func startRoleWorker(t *testing.T, s secured) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cancels, err := bus.Cancels(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unfinished, err := bus.Backlog(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := requests.Pending(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -212,7 +220,8 @@ func startRoleWorker(t *testing.T, s secured) string {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	w, err := worker.New(worker.Config{Function: function.Config{Registry: images.Host}}, worker.Deps{
-		Queue: queue{requests}, Publisher: bus, Ledger: ledger{book}, Logs: bus.Logs(), Builder: b, Log: zerolog.New(zerolog.NewTestWriter(t)),
+		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, History: stream{bus}, Ledger: ledger{book},
+		Backlog: unfinishedRequests{unfinished}, Logs: bus.Logs(), Builder: b, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
 	if err != nil {
 		t.Fatal(err)
