@@ -14,13 +14,13 @@ const (
 	gaugeWait = 2 * time.Second
 )
 
-// RegisterQueueGauge registers kiln_queue_pending with reg: the requests that wait and
-// that no worker has been given, the same number from every worker. Pending is asked
-// when the metric is collected, at most every 5 s and for at most 2 s. While it fails
-// there is no value rather than an old one.
+// RegisterQueueGauge registers kiln_queue_pending with reg: the requests that wait, about
+// the same number from every worker. Pending is asked when the metric is collected, at
+// most every 5 s and for at most 2 s. While it fails there is no value rather than an old
+// one.
 func RegisterQueueGauge(reg prometheus.Registerer, pending func(context.Context) (uint64, error)) error {
 	return reg.Register(&queueGauge{pending: pending, desc: prometheus.NewDesc(
-		"kiln_queue_pending", "Requests that wait and that no worker has been given yet.", nil, nil)})
+		"kiln_queue_pending", "Requests that wait: for a worker to take them in, for a slot, or for a build that they share.", nil, nil)})
 }
 
 type queueGauge struct {

@@ -154,3 +154,10 @@ func (w *Worker) wake() {
 	default:
 	}
 }
+
+// Waiting is how many requests wait in the backlog, as far as this worker knows.
+func (w *Worker) Waiting() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.view.Waiting()
+}

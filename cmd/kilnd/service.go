@@ -255,9 +255,6 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	if wait := requests.AckWait(); f.Worker.Lease > wait {
 		return nil, cli.Usage(fmt.Errorf("--worker-lease %s is longer than the consumer's ack wait of %s: a running build would be given to another worker", f.Worker.Lease, wait))
 	}
-	if err := worker.RegisterQueueGauge(reg, requests.Pending); err != nil {
-		return nil, fmt.Errorf("register metrics: %w", err)
-	}
 	book, err := bound(ctx, bus.Ledger)
 	if err != nil {
 		return nil, err
@@ -270,11 +267,22 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 	if err != nil {
 		return nil, err
 	}
-	return worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
+	made, err := worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
 		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, Ledger: ledger{book}, Backlog: unfinishedRequests{unfinished},
 		History: stream{bus}, Logs: bus.Logs(), Builder: b,
 		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	pending := func(ctx context.Context) (uint64, error) {
+		n, err := requests.Pending(ctx)
+		return n + uint64(made.Waiting()), err //nolint:gosec // never negative
+	}
+	if err := worker.RegisterQueueGauge(reg, pending); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return made, nil
 }
 
 // close closes what there is, the engine before what it uses.

@@ -119,6 +119,9 @@ func New(p Policy) *View {
 // Begin tells that a watch begins with its snapshot. What that does not show is gone.
 func (v *View) Begin() { v.round, v.synced = v.round+1, false }
 
+// Waiting is how many entries wait, those that share a build included.
+func (v *View) Waiting() int { return len(v.items) - len(v.runs) }
+
 // Synced reports whether the snapshot was read.
 func (v *View) Synced() bool { return v.synced }
 
