@@ -17,7 +17,7 @@ import (
 
 // projectSecretPrefix is what the names of MLRun's Secrets of projects begin with, see
 // secret_stores.kubernetes.project_secret_name in its configuration.
-const projectSecretPrefix = "mlrun-project-secrets-"
+const projectSecretPrefix = "mlrun-project-secrets-" //nolint:gosec // a name, not a secret
 
 // maxProjectSecret is how long a value may be: builds see it as an environment variable.
 const maxProjectSecret = 100 << 10

@@ -194,13 +194,13 @@ func (c *chaos) checkExecutions(lives map[string]*life, executions []rehearsal.E
 		number int
 	}
 	began := map[attempt]int{}
-	real := 0
+	sandboxed := 0
 	for _, e := range executions {
 		if e.Ended {
 			continue
 		}
 		if e.Real {
-			real++
+			sandboxed++
 		}
 		a := attempt{e.BuildID, e.Attempt}
 		if began[a]++; began[a] > 1 {
@@ -214,8 +214,8 @@ func (c *chaos) checkExecutions(lives map[string]*life, executions []rehearsal.E
 	if len(began) > started {
 		c.t.Errorf("%d executions, but only %d were announced by build.started", len(began), started)
 	}
-	c.faults["real build in a sandbox"] = real
-	fmt.Printf("chaos: %d executions in real sandboxes\n", real)
+	c.faults["real build in a sandbox"] = sandboxed
+	fmt.Printf("chaos: %d executions in real sandboxes\n", sandboxed)
 }
 
 // checkLeftovers: nothing waits, nothing runs, no build root is left.

@@ -36,7 +36,7 @@ const (
 	moodHealthy = ""
 )
 
-func newMoody(t testing.TB, seed uint64) *moody {
+func newMoody(t *testing.T, seed uint64) *moody {
 	t.Helper()
 	m := &moody{rng: rand.New(rand.NewPCG(seed, 1)), hits: map[string]int{}}
 	m.set(moodHealthy)

@@ -22,8 +22,8 @@ import (
 	"kiln/events/natsbus"
 )
 
-// built returns a program that is built once from a package, with tags.
-func built(t testing.TB, name, pkg, tags string) string {
+// compiled returns a program that is built once from a package, with tags.
+func compiled(t *testing.T, name, pkg, tags string) string {
 	t.Helper()
 	bin, err := filepath.Abs(filepath.Join("../../bin", name))
 	if err != nil {
@@ -50,7 +50,7 @@ type process struct {
 	err    error
 }
 
-func (p *process) start(t testing.TB) {
+func (p *process) start(t *testing.T) {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -116,9 +116,9 @@ type cluster struct {
 }
 
 // startServers starts n servers with file storage: one alone, or a cluster.
-func startServers(t testing.TB, n int, logs string) *cluster {
+func startServers(t *testing.T, n int, logs string) *cluster {
 	t.Helper()
-	bin := built(t, "nats-server", "github.com/nats-io/nats-server/v2", "")
+	bin := compiled(t, "nats-server", "github.com/nats-io/nats-server/v2", "")
 	ports := freePorts(t, 2*n)
 	var routes []string
 	for i := range n {
@@ -145,7 +145,7 @@ func startServers(t testing.TB, n int, logs string) *cluster {
 	return c
 }
 
-func freePorts(t testing.TB, n int) []int {
+func freePorts(t *testing.T, n int) []int {
 	t.Helper()
 	var ports []int
 	for range n {
@@ -162,7 +162,7 @@ func freePorts(t testing.TB, n int) []int {
 func (c *cluster) url() string { return strings.Join(c.urls, ",") }
 
 // connect connects to any node, for as long as the test takes.
-func (c *cluster) connect(t testing.TB) *nats.Conn {
+func (c *cluster) connect(t *testing.T) *nats.Conn {
 	t.Helper()
 	var nc *nats.Conn
 	within(t, time.Minute, "a connection to NATS", func() (err error) {
@@ -174,7 +174,7 @@ func (c *cluster) connect(t testing.TB) *nats.Conn {
 }
 
 // provision makes the topology once the cluster can.
-func (c *cluster) provision(t testing.TB, nc *nats.Conn, topology natsbus.Topology) jetstream.JetStream {
+func (c *cluster) provision(t *testing.T, nc *nats.Conn, topology natsbus.Topology) jetstream.JetStream {
 	t.Helper()
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -202,7 +202,7 @@ func (c *cluster) leader(ctx context.Context, js jetstream.JetStream, stream str
 }
 
 // within repeats try until it succeeds.
-func within(t testing.TB, patience time.Duration, what string, try func() error) {
+func within(t *testing.T, patience time.Duration, what string, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {

@@ -109,6 +109,7 @@ func TestChaos(t *testing.T) {
 }
 
 func newChaos(t *testing.T, seed uint64) *chaos {
+	t.Helper()
 	executor := requirements(t)
 	c := &chaos{
 		t: t, rng: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir(), faults: map[string]int{}, requests: map[string]events.BuildRequest{},
@@ -126,7 +127,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := built(t, "kilnd-chaos", "../kilnd", "chaos")
+	bin := compiled(t, "kilnd-chaos", "../kilnd", "chaos")
 	for i := range 4 {
 		name := fmt.Sprintf("worker-%d", i+1)
 		w := &process{name: name, bin: bin, args: []string{"worker", "--http-addr", "off"}, logs: logs, env: []string{
@@ -161,13 +162,13 @@ func (c *chaos) publish(ctx context.Context, n int, over time.Duration) {
 		request := events.BuildRequest{Function: functionJSON(c.t, name, c.registry.host+"/base:1", fmt.Sprintf("echo %d", build))}
 		request.Options.Priority = []events.Priority{events.PriorityInteractive, events.PriorityAuto, events.PriorityBulk}[rng.IntN(3)]
 		request.Options.Supersede = rng.IntN(50) == 0
-		c.send(id, request)
+		c.send(id, request) //nolint:contextcheck // what was begun is published, also when the time is over
 		if rng.IntN(20) == 0 {
-			c.send(id, request)
+			c.send(id, request) //nolint:contextcheck // as above
 			c.count("request published twice")
 		}
 		if rng.IntN(15) == 0 {
-			c.cancel(c.ids[rng.IntN(len(c.ids))])
+			c.cancel(c.ids[rng.IntN(len(c.ids))]) //nolint:contextcheck // as above
 		}
 		select {
 		case <-ctx.Done():

@@ -99,6 +99,7 @@ func (p *plant) build(t *testing.T, function []byte, args ...string) (result bui
 }
 
 func (p *plant) buildsTheTrainer(t *testing.T, base string) {
+	t.Helper()
 	const requirements = "kiln-demo-features==1.0,kiln-demo-model==1.0"
 	function, err := exec.CommandContext(t.Context(), "go", "run", "kiln/deploy/demo", "function",
 		"-base", base, "-requirements", requirements, filepath.Join("..", "..", "examples", "trainer", "function.yaml")).Output()
@@ -197,6 +198,7 @@ func (p *plant) leavesNothing(t *testing.T) {
 
 // showsNoSecret looks for passwords where people and other programs look.
 func (p *plant) showsNoSecret(t *testing.T, objects string) {
+	t.Helper()
 	places := map[string]string{"Jobs and Pods": objects}
 	for _, pod := range p.workerPods(t) {
 		places["log of "+pod.Name] = p.log(t, p.workers, pod.Name)

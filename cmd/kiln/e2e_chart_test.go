@@ -226,7 +226,10 @@ func (p *plant) describe(t *testing.T) string {
 			return err.Error()
 		}
 		for _, pod := range pods.Items {
-			status, _ := json.Marshal(pod.Status.ContainerStatuses)
+			status, err := json.Marshal(pod.Status.ContainerStatuses)
+			if err != nil {
+				t.Error(err)
+			}
 			fmt.Fprintf(&out, "Pod %s/%s %s: %s\n%s\n", namespace, pod.Name, pod.Status.Phase, status, p.log(t, namespace, pod.Name))
 		}
 		events, err := p.cluster.Admin.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{})

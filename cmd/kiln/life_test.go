@@ -33,7 +33,7 @@ func newQuiet(t *testing.T, rehearse rehearsal.Config) *chaos {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := built(t, "kilnd-chaos", "../kilnd", "chaos")
+	bin := compiled(t, "kilnd-chaos", "../kilnd", "chaos")
 	for i := range 4 {
 		name := fmt.Sprintf("worker-%d", i+1)
 		w := &process{name: name, bin: bin, args: []string{"worker", "--http-addr", "off"}, logs: logs, env: []string{

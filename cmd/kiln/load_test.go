@@ -56,7 +56,7 @@ type load struct {
 func newLoad(t *testing.T) *load {
 	t.Helper()
 	executor := requirements(t)
-	l := &load{t: t, dir: t.TempDir(), registry: newMoody(t, 1), bin: built(t, "kilnd-load", "../kilnd", "load")}
+	l := &load{t: t, dir: t.TempDir(), registry: newMoody(t, 1), bin: compiled(t, "kilnd-load", "../kilnd", "load")}
 	l.logs = filepath.Join("..", "..", ".cache", "load", t.Name())
 	if err := os.MkdirAll(l.logs, 0o755); err != nil {
 		t.Fatal(err)
@@ -175,7 +175,7 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 }
 
 // memory is a process' resident memory, in MiB.
-func (p *process) memory(t testing.TB) int {
+func (p *process) memory(t *testing.T) int {
 	t.Helper()
 	p.mu.Lock()
 	pid := p.cmd.Process.Pid
@@ -193,7 +193,7 @@ func (p *process) memory(t testing.TB) int {
 }
 
 // busy is how much time of a core a process took so far.
-func (p *process) busy(t testing.TB) time.Duration {
+func (p *process) busy(t *testing.T) time.Duration {
 	t.Helper()
 	p.mu.Lock()
 	pid := p.cmd.Process.Pid
@@ -243,7 +243,7 @@ func TestLoad(t *testing.T) {
 			for _, w := range all {
 				most, busy = max(most, w.memory(t)), busy+w.busy(t)
 			}
-			each := func(d time.Duration) float64 { return ms(d) / float64(n) }
+			each := func(d time.Duration) float64 { return inMS(d) / float64(n) }
 			fmt.Printf("load: %d workers: CPU per request: workers %.2f ms, server %.2f ms\n", workers, each(busy), each(l.servers.nodes[0].busy(t)))
 			rate := float64(n) / took.Seconds()
 			fmt.Printf("load: %d workers: %d requests in %.1fs: %.0f/s (publish+fetch+ack alone: %.0f/s, ratio %.3f)  p50 %s p99 %s  memory: worker %d MiB, server %d MiB\n",
@@ -335,4 +335,4 @@ func TestLoadBacklog(t *testing.T) {
 	}
 }
 
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+func inMS(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
