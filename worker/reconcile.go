@@ -18,6 +18,7 @@ const (
 	repairRequest = "request" // a request without an outcome was handled again
 	repairEntry   = "entry"   // a finished request was left in the backlog
 	repairTag     = "tag"     // a tag was not where its newest request moved it
+	repairClaim   = "claim"   // a build without a request was still claimed
 )
 
 const reconcilerKey = "reconciler"
@@ -117,6 +118,7 @@ func (r *reconciler) round(ctx, work context.Context) error {
 		r.entries(work, id, now)
 	}
 	r.before, r.ended = r.ended, map[string]bool{}
+	r.claims(work)
 	r.moved(work, now)
 	return nil
 }
@@ -196,6 +198,29 @@ func (r *reconciler) entries(ctx context.Context, id string, now time.Time) {
 		if r.w.forget(ctx, e.Sequence) == nil {
 			r.repaired(repairEntry, id)
 		}
+	}
+}
+
+// claims releases builds whose worker went away when nobody waited for them any more.
+func (r *reconciler) claims(ctx context.Context) {
+	r.w.mu.Lock()
+	abandoned := r.w.view.Abandoned()
+	r.w.mu.Unlock()
+	for buildID, revision := range abandoned {
+		record, err := load[buildRecord](ctx, r.w.deps.Ledger, buildKey(buildID))
+		if err != nil {
+			continue // again in the next round
+		}
+		if record.revision == revision && record.value.Status == statusBuilding {
+			next := record.value
+			next.end(statusReleased)
+			next.Lost++
+			if store(ctx, r.w.deps.Ledger, &record, next) != nil {
+				continue
+			}
+			r.repaired(repairClaim, next.RequestID)
+		}
+		r.w.observeBuild(record)
 	}
 }
 

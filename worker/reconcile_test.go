@@ -110,6 +110,37 @@ func TestATagThatALateWorkerMovedBackIsRepaired(t *testing.T) {
 	eventually(t, "the tag", func() bool { return b.digestOf(t, ref.Name()) == want })
 }
 
+func TestTheClaimOfADeadWorkerThatNobodyWaitsForIsReleased(t *testing.T) {
+	t.Parallel()
+	b := reconciling(t)
+	b.cfg.Lease = 300 * time.Millisecond
+	b.start(t)
+	b.queue.add(b.request("r1", b.spec("echo hi"), nil)).end(t) // it watches the ledger
+	read := func() (r buildRecord) {
+		raw, _, err := b.ledger.Get(context.Background(), buildKey("x"))
+		if err == nil {
+			err = json.Unmarshal(raw, &r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	claim := buildRecord{Status: statusBuilding, Attempt: 3, Owner: "dead", RequestID: "r9"}
+	claim.stamp()
+	raw, err := json.Marshal(claim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ledger.Put(t.Context(), buildKey("x"), raw, 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a released claim", func() bool { return read().Status == statusReleased })
+	if r := read(); r.Owner != "" || r.Attempt != 3 || r.Lost != 1 {
+		t.Errorf("record = %+v, want attempt 3 of nobody, lost once", r)
+	}
+}
+
 func TestOneWorkerReconcilesUntilItIsSilent(t *testing.T) {
 	t.Parallel()
 	b := reconciling(t)

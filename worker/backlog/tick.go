@@ -1,6 +1,9 @@
 package backlog
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // Status is what a build's record says of it.
 type Status int
@@ -18,6 +21,9 @@ const (
 // it. Older revisions than known change nothing. Took is what a finished build took, 0
 // if it is not known.
 func (v *View) Record(buildID string, revision uint64, status Status, took time.Duration, now time.Time) {
+	if at, ok := v.abandoned[buildID]; ok && revision > at {
+		delete(v.abandoned, buildID)
+	}
 	b := v.builds[buildID]
 	if b == nil {
 		if status != Live {
@@ -118,9 +124,14 @@ func (v *View) expire(b *build) {
 	delete(v.live, b.id)
 	v.turned(b, was)
 	if len(b.items) == 0 && !b.busy() {
+		v.abandoned[b.id] = b.revision
 		delete(v.builds, b.id)
 	}
 }
+
+// Abandoned returns the builds that their owners claimed and lost, and that no entry
+// asks for: their ids, with the revisions of their records.
+func (v *View) Abandoned() map[string]uint64 { return maps.Clone(v.abandoned) }
 
 func (v *View) tickItem(sequence uint64, i *Item, at func(time.Time) bool) {
 	if i.held != holdNone {

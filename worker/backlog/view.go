@@ -42,7 +42,10 @@ type View struct {
 	synced  bool
 	// live are the builds whose records say that they run.
 	live map[string]*build
-	pace pace
+	// abandoned are builds whose lease ended with nobody waiting for them, with the
+	// revisions of their records.
+	abandoned map[string]uint64
+	pace      pace
 }
 
 // Item is an entry with what this worker knows of it.
@@ -112,7 +115,7 @@ func New(p Policy) *View {
 		policy: p, items: map[uint64]*Item{}, builds: map[string]*build{}, projects: map[string]*project{},
 		byID: map[string]map[uint64]*Item{}, byFunction: map[string]map[uint64]*Item{},
 		newest: map[string]uint64{}, gone: map[uint64]uint64{}, runs: map[uint64]*Item{}, timed: map[uint64]*Item{},
-		live: map[string]*build{},
+		live: map[string]*build{}, abandoned: map[string]uint64{},
 	}
 }
 
