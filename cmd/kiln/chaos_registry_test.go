@@ -74,6 +74,13 @@ func newMoody(t *testing.T, seed uint64) *moody {
 
 func (m *moody) set(mood string) { m.mood.Store(&mood) }
 
+// noticed reports whether a request met the mood.
+func (m *moody) noticed(mood string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.hits[mood] > 0
+}
+
 func (m *moody) hit(mood string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -218,21 +218,31 @@ func (c *chaos) breakThings(ctx context.Context, over time.Duration, kills int) 
 	}
 }
 
-// upsetRegistry puts the registry into one mood after another, healthy between them.
+// upsetRegistry puts the registry into one mood after another, healthy between them. A
+// mood lasts until somebody noticed, within reason.
 func (c *chaos) upsetRegistry(ctx context.Context, over time.Duration) {
 	moods := []string{moodCuts, moodSlow, moodBusy, moodBroken, moodLying}
 	pause := min(over/time.Duration(2*len(moods)+1), 5*time.Second)
-	for {
+	for ctx.Err() == nil {
 		for _, mood := range moods {
-			for _, m := range []string{mood, moodHealthy} {
-				c.registry.set(m)
-				select {
-				case <-ctx.Done():
-					return
-				case <-time.After(pause):
+			c.registry.set(mood)
+			lasts(ctx, pause)
+			for range 4 {
+				if c.registry.noticed(mood) {
+					break
 				}
+				lasts(ctx, pause)
 			}
+			c.registry.set(moodHealthy)
+			lasts(ctx, pause)
 		}
+	}
+}
+
+func lasts(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
