@@ -364,3 +364,13 @@ func wellFormed(raw []byte) error {
 	}
 	return nil
 }
+
+// Prepare gets ready what Decode checks events of the given types with, which takes some
+// milliseconds and is done when it is needed otherwise. Safe for concurrent use.
+func Prepare(types ...Type) error {
+	names := []string{"cloudevent"}
+	for _, t := range types {
+		names = append(names, string(t))
+	}
+	return schemas.Prepare(names...)
+}

@@ -52,53 +52,71 @@ func (e *Error) Error() string {
 // ID returns the $id of the schema of the given name ("build.requested").
 func ID(name string) string { return idPrefix + name + suffix }
 
-// compiled holds every schema by name; formats are asserted.
-//
-//nolint:gochecknoglobals // compiled once from what is embedded, never changed
-var compiled = sync.OnceValues(func() (map[string]*jsonschema.Schema, error) {
-	compiler := jsonschema.NewCompiler()
-	compiler.DefaultDraft(jsonschema.Draft2020)
-	compiler.AssertFormat()
-	files, err := fs.Glob(FS, "*"+suffix)
+// files loads schemas by their $id.
+type files struct{}
+
+// Load implements jsonschema.URLLoader.
+func (files) Load(id string) (any, error) {
+	raw, err := FS.ReadFile(strings.TrimPrefix(id, idPrefix))
 	if err != nil {
-		return nil, fmt.Errorf("list schemas: %w", err)
+		return nil, fmt.Errorf("read schema: %w", err)
 	}
-	for _, file := range files {
-		raw, err := FS.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("read schema %s: %w", file, err)
-		}
-		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
-		if err != nil {
-			return nil, fmt.Errorf("parse schema %s: %w", file, err)
-		}
-		if err := compiler.AddResource(idPrefix+file, doc); err != nil {
-			return nil, fmt.Errorf("add schema %s: %w", file, err)
+	return jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+}
+
+// cache compiles each schema when it is needed for the first time: all of them take
+// longer than a short command line does otherwise. Formats are asserted.
+type cache struct {
+	mu       sync.Mutex
+	compiler *jsonschema.Compiler
+	schemas  map[string]*jsonschema.Schema
+}
+
+//nolint:gochecknoglobals // holds what is embedded, compiled
+var compiled cache
+
+func (c *cache) get(name string) (*jsonschema.Schema, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if schema := c.schemas[name]; schema != nil {
+		return schema, nil
+	}
+	if _, err := fs.Stat(FS, name+suffix); err != nil {
+		return nil, fmt.Errorf("there is no schema for %q", name)
+	}
+	if c.compiler == nil {
+		c.compiler, c.schemas = jsonschema.NewCompiler(), map[string]*jsonschema.Schema{}
+		c.compiler.DefaultDraft(jsonschema.Draft2020)
+		c.compiler.AssertFormat()
+		c.compiler.UseLoader(files{})
+	}
+	schema, err := c.compiler.Compile(ID(name))
+	if err != nil {
+		return nil, fmt.Errorf("compile schema %s: %w", name, err)
+	}
+	c.schemas[name] = schema
+	return schema, nil
+}
+
+// Prepare compiles the schemas of the given names, so that the first Validate need not.
+// Safe for concurrent use.
+func Prepare(names ...string) error {
+	for _, name := range names {
+		if _, err := compiled.get(name); err != nil {
+			return err
 		}
 	}
-	all := make(map[string]*jsonschema.Schema, len(files))
-	for _, file := range files {
-		schema, err := compiler.Compile(idPrefix + file)
-		if err != nil {
-			return nil, fmt.Errorf("compile schema %s: %w", file, err)
-		}
-		all[strings.TrimSuffix(file, suffix)] = schema
-	}
-	return all, nil
-})
+	return nil
+}
 
 // Validate checks a JSON document against the schema of the given name
 // ("build.requested"). When the document breaks it the error is an *Error with
 // every violation; other errors are about the document not being JSON, or the name.
 // Safe for concurrent use.
 func Validate(name string, doc []byte) error {
-	all, err := compiled()
+	schema, err := compiled.get(name)
 	if err != nil {
 		return err
-	}
-	schema := all[name]
-	if schema == nil {
-		return fmt.Errorf("there is no schema for %q", name)
 	}
 	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(doc))
 	if err != nil {
@@ -152,11 +170,11 @@ func clip(s string) string {
 
 // FailureCodes returns the codes that build.failed may carry, in the schema's order.
 func FailureCodes() []string {
-	all, err := compiled()
+	failed, err := compiled.get("build.failed")
 	if err != nil {
 		return nil
 	}
-	enum := all["build.failed"].Properties["error"].Properties["code"].Enum
+	enum := failed.Properties["error"].Properties["code"].Enum
 	codes := make([]string, 0, len(enum.Values))
 	for _, v := range enum.Values {
 		if code, ok := v.(string); ok {

@@ -41,6 +41,12 @@ Examples:
 
 // Run publishes the request and follows it.
 func (b *buildCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) error {
+	var preparing sync.WaitGroup
+	defer preparing.Wait()
+	preparing.Go(func() {
+		// An error shows again where an event is checked.
+		_ = events.Prepare(events.TypeBuildRequested, events.TypeBuildStarted, events.TypeBuildCompleted)
+	})
 	request, err := b.Request(s)
 	if err != nil {
 		return err
