@@ -168,7 +168,12 @@ func (c *chaos) publish(ctx context.Context, n int, over time.Duration) {
 			c.count("request published twice")
 		}
 		if rng.IntN(15) == 0 {
-			c.cancel(c.ids[rng.IntN(len(c.ids))]) //nolint:contextcheck // as above
+			// Mostly one that waits or runs, now and then one that has ended.
+			last := min(len(c.ids), 6)
+			if rng.IntN(4) == 0 {
+				last = len(c.ids)
+			}
+			c.cancel(c.ids[len(c.ids)-1-rng.IntN(last)]) //nolint:contextcheck // as above
 		}
 		select {
 		case <-ctx.Done():

@@ -37,7 +37,9 @@ case $KUBE_RUN/ in
 esac
 mkdir -p "$state"/{cni,kubelet,logs,certs.d} $hidden
 
-ip link add "$KUBE_BRIDGE" type bridge
+# A bridge without an address of its own takes that of one of its ports, and another one
+# when that port goes: Pods would look for this host in vain until they ask again.
+ip link add "$KUBE_BRIDGE" address 02:6b:69:6c:6e:01 type bridge
 ip addr add "$bridge_ip/24" dev "$KUBE_BRIDGE"
 # Pods find the API server at its Service's address, and there is no kube-proxy.
 ip addr add "$service_ip/32" dev "$KUBE_BRIDGE"
