@@ -49,7 +49,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 		repairs: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "kiln_reconciler_repairs_total",
-			Help: "What was found undone and repaired: request (had no outcome), entry (was left in the backlog), tag (was not at its newest image).",
+			Help: "What was found undone and repaired: request (had no outcome), entry (was left in the backlog), tag (was not at its newest image), claim (of a build that nobody waits for).",
 		}, []string{"kind"}),
 		takeovers: auto.NewCounter(prometheus.CounterOpts{
 			Name: "kiln_takeovers_total", Help: "Builds opened to all because their worker gave no sign of life for a lease.",
