@@ -368,7 +368,7 @@ func wellFormed(raw []byte) error {
 // Prepare gets ready what Decode checks events of the given types with, which takes some
 // milliseconds and is done when it is needed otherwise. Safe for concurrent use.
 func Prepare(types ...Type) error {
-	names := []string{"cloudevent"}
+	names := append(make([]string, 0, len(types)+1), "cloudevent")
 	for _, t := range types {
 		names = append(names, string(t))
 	}
