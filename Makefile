@@ -173,15 +173,15 @@ vuln: ## Look for known vulnerabilities that the code can reach
 	@.ci/vuln $(GOVULNCHECK)
 
 .PHONY: ci
-ci: ## Lint, test and e2e, with the duration of each step
+ci: ## Lint, test, e2e, kube and a short chaos, with the duration of each step
 	@mkdir -p $(CACHE)
 	: > $(DURATIONS)
 	$(MAKE) deps || echo "going on: tests that need it are skipped, and say so"
-	for step in lint test e2e kube; do
+	for step in lint test e2e kube chaos-short; do
 		echo "--- $$step"
 		began=$$SECONDS
 		if $(MAKE) $$step; then result=ok; else result=FAILED; fi
-		printf '%-6s %-6s %4d s\n' "$$step" "$$result" $$((SECONDS - began)) >> $(DURATIONS)
+		printf '%-11s %-6s %4d s\n' "$$step" "$$result" $$((SECONDS - began)) >> $(DURATIONS)
 	done
 	echo "--- durations"
 	cat $(DURATIONS)
