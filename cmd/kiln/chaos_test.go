@@ -63,10 +63,11 @@ type chaos struct {
 	js       jetstream.JetStream
 	topology natsbus.Topology
 
-	mu       sync.Mutex
-	faults   map[string]int
-	requests map[string]events.BuildRequest
-	ids      []string
+	mu     sync.Mutex
+	faults map[string]int
+	ids    []string
+	// short runs do not last for everything.
+	short bool
 }
 
 func (c *chaos) count(fault string) {
@@ -83,6 +84,7 @@ func TestChaos(t *testing.T) {
 	requests, kills := chaosSetting(t, "REQUESTS", 150), chaosSetting(t, "KILLS", 5)
 	fmt.Printf("chaos: seed %d (KILN_CHAOS_SEED=%d repeats it), %s, %d requests\n", seed, seed, duration, requests)
 	c := newChaos(t, seed)
+	c.short = duration < 2*time.Minute
 
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
@@ -112,7 +114,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	t.Helper()
 	executor := requirements(t)
 	c := &chaos{
-		t: t, rng: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir(), faults: map[string]int{}, requests: map[string]events.BuildRequest{},
+		t: t, rng: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir(), faults: map[string]int{},
 		registry: newMoody(t, seed), topology: natsbus.Topology{Replicas: 3, AckWait: lease},
 	}
 	logs := filepath.Join("..", "..", ".cache", "chaos", strconv.FormatUint(seed, 10))
@@ -189,8 +191,7 @@ func (c *chaos) send(id string, request events.BuildRequest) {
 		_, err := c.client.RequestBuild(c.t.Context(), request, client.WithID(id))
 		return err
 	})
-	if _, known := c.requests[id]; !known {
-		c.requests[id] = request
+	if !slices.Contains(c.ids, id) {
 		c.ids = append(c.ids, id)
 	}
 }
@@ -382,7 +383,8 @@ func (c *chaos) executions() []rehearsal.Execution {
 	return all
 }
 
-// report prints how often each fault was hit, and fails where one never was.
+// report prints how often each fault was hit. Where one never was the run proves less
+// than it says, and fails; a short one may miss a mood of the registry.
 func (c *chaos) report(kills int) {
 	maps.Copy(c.faults, c.registry.hits)
 	consumer, err := c.js.Consumer(c.t.Context(), "BUILD", "build-workers")
@@ -390,15 +392,16 @@ func (c *chaos) report(kills int) {
 		c.t.Fatal(err)
 	}
 	info := consumer.CachedInfo()
-	c.faults["request delivered again"] = int(info.Delivered.Consumer) - len(c.requests)
-	want := []string{
+	c.faults["request delivered again"] = int(info.Delivered.Consumer) - len(c.ids)
+	moods := []string{moodCuts, moodSlow, moodBusy, moodBroken, moodLying}
+	want := append([]string{
 		"worker killed", "worker stopped for two leases", "server killed", "leading server killed", "cancel", "request published twice",
-		moodCuts, moodSlow, moodBusy, moodBroken, moodLying, "request delivered again",
-	}
+		"request delivered again",
+	}, moods...)
 	killed := c.faults["worker killed"] + c.faults["server killed"] + c.faults["leading server killed"]
 	for _, fault := range want {
 		fmt.Printf("chaos: %-40s %5d\n", fault, c.faults[fault])
-		if c.faults[fault] <= 0 {
+		if missable := c.short && slices.Contains(moods, fault); c.faults[fault] <= 0 && !missable {
 			c.t.Errorf("there never was: %s", fault)
 		}
 	}

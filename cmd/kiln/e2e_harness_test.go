@@ -239,8 +239,8 @@ func (w cloudEvent) field(t *testing.T, path ...string) any {
 	return v
 }
 
-// history reads every emitted event of the stream, each checked against its schema.
-func history(t *testing.T, js jetstream.JetStream) []cloudEvent {
+// emitted reads every emitted event of the stream, each checked against its schema.
+func emitted(t *testing.T, js jetstream.JetStream) []cloudEvent {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -279,7 +279,7 @@ func terminals(t *testing.T, js jetstream.JetStream, id string, limit time.Durat
 	var found []cloudEvent
 	await(t, limit, "the terminal event of "+id, func() bool {
 		found = nil
-		for _, w := range history(t, js) {
+		for _, w := range emitted(t, js) {
 			if events.Type(w.subject).Terminal() && w.field(t, "request_id") == id {
 				found = append(found, w)
 			}

@@ -43,7 +43,7 @@ func TestPrivateRegistriesWithHtpasswdAndTLSOnBothSides(t *testing.T) {
 	if desc, err := remote.Head(ref, to.options...); err != nil || desc.Digest.String() != all[0].field(t, "digest") {
 		t.Errorf("the registry has %v (%v)", desc, err)
 	}
-	for _, e := range history(t, js) {
+	for _, e := range emitted(t, js) {
 		for _, p := range []privateRegistry{from, to} {
 			if text := string(e.Data); strings.Contains(text, p.password) || strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(p.user+":"+p.password))) {
 				t.Errorf("%s shows a password: %s", e.subject, text)

@@ -92,7 +92,7 @@ func TestRegistryThatIsDownAndComesBack(t *testing.T) {
 	}
 	await(t, time.Minute, "a second attempt", func() bool {
 		attempts := 0
-		for _, e := range history(t, js) {
+		for _, e := range emitted(t, js) {
 			if strings.HasSuffix(e.subject, ".started") {
 				attempts++
 			}

@@ -85,7 +85,7 @@ func TestKilledInMidBuildConvergesAfterARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, time.Minute, "the build's command to run", func() bool {
-		for _, w := range history(t, js) {
+		for _, w := range emitted(t, js) {
 			if w.subject == "build.started" {
 				return true
 			}
@@ -248,7 +248,7 @@ func TestWorkerJoinsExistingServers(t *testing.T) {
 			t.Errorf("request %d: %+v", i, all)
 		}
 	}
-	for _, w := range history(t, js) {
+	for _, w := range emitted(t, js) {
 		if w.subject == "build.started" {
 			workers[w.field(t, "worker")] = true
 		}

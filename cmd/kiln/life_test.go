@@ -22,7 +22,7 @@ import (
 func newQuiet(t *testing.T, rehearse rehearsal.Config) *chaos {
 	t.Helper()
 	executor := requirements(t)
-	c := &chaos{t: t, dir: t.TempDir(), faults: map[string]int{}, requests: map[string]events.BuildRequest{}, registry: newMoody(t, 1), topology: natsbus.Topology{AckWait: lease}}
+	c := &chaos{t: t, dir: t.TempDir(), faults: map[string]int{}, registry: newMoody(t, 1), topology: natsbus.Topology{AckWait: lease}}
 	logs := t.TempDir()
 	c.servers = startServers(t, 1, logs)
 	nc := c.servers.connect(t)
@@ -151,10 +151,8 @@ func TestAnotherWorkerTakesOverWithinALease(t *testing.T) {
 					t.Errorf("the first attempt went on: %+v", e)
 				}
 			}
-			c.requests[ticket.ID] = events.BuildRequest{Function: []byte("{}")}
-			lives := c.lives(c.stored())
-			c.checkOutcomes(lives)
-			c.checkDigests(lives)
+			c.ids = append(c.ids, ticket.ID)
+			c.judge()
 		})
 	}
 }
@@ -178,14 +176,7 @@ func TestRollingRestartLosesAndRepeatsNothing(t *testing.T) {
 	}
 	publishing.Wait()
 	c.awaitTerminal(2*time.Minute, n)
-	lives := c.lives(c.stored())
-	c.checkOutcomes(lives)
-	failed, done := 0, map[string]int{}
-	for _, l := range lives {
-		if l.terminal.Type != events.TypeBuildCompleted {
-			failed++
-		}
-	}
+	outcomes, done := c.judge(), map[string]int{}
 	for _, e := range c.executions() {
 		if e.Ended && e.Outcome == "ok" {
 			done[e.BuildID]++
@@ -197,8 +188,9 @@ func TestRollingRestartLosesAndRepeatsNothing(t *testing.T) {
 			twice++
 		}
 	}
-	fmt.Printf("life: rolling restart of 4 workers under load: %d requests, %d failed, %d executed twice to the end\n", len(lives), failed, twice)
-	if failed > 0 || twice > 0 || len(lives) != n {
-		t.Errorf("%d failed, %d executed twice, %d of %d requests", failed, twice, len(lives), n)
+	completed := outcomes[events.TypeBuildCompleted]
+	fmt.Printf("life: rolling restart of 4 workers under load: %d of %d requests completed, %d executed twice to the end\n", completed, n, twice)
+	if completed != n || twice > 0 {
+		t.Errorf("%d of %d requests completed, %d executed twice", completed, n, twice)
 	}
 }

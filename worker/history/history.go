@@ -17,7 +17,7 @@ import (
 type Run struct {
 	// Requests are the ids of the requests that were published.
 	Requests []string
-	// Events are the emitted ones, in the order of the stream.
+	// Events are those of the stream, in its order. Requests may be among them.
 	Events []events.Event
 	// Ledger and Backlog are the records by key.
 	Ledger, Backlog map[string][]byte
@@ -38,17 +38,20 @@ type Execution struct {
 // Check returns what must not be, one sentence each, nothing for a good run:
 //
 //   - every request has exactly one terminal event, and it is the one of the ledger
-//   - no event is for a request that was not published
+//   - no event is for a request that was not published, or comes before it
+//   - nothing starts for a request that has ended, and what was built for it was started
 //   - an attempt of a build starts once, and attempts go up
 //   - the image of a completed request can be read, and requests of one attempt of a
 //     build have the same
-//   - tags are where the newest request moved them
+//   - tags are where the newest request moved them: by the ledger, and by the events if
+//     the requests are among them
 //   - nothing is left in the backlog
 func Check(r Run) []string {
-	c := &checker{run: r, terminals: map[string]events.Event{}, digests: map[string]string{}, canceled: map[string]bool{}}
+	c := &checker{run: r, terminals: map[string]events.Event{}, requested: map[string]int{}, started: map[string]map[int]bool{}, digests: map[string]string{}, canceled: map[string]bool{}}
 	c.fold()
 	c.requests()
 	c.records()
+	c.tags()
 	c.executions()
 	for key := range r.Backlog {
 		c.fault("%s is left in the backlog", key)
@@ -61,6 +64,10 @@ type checker struct {
 	run       Run
 	faults    []string
 	terminals map[string]events.Event
+	// requested are the requests by their order in the stream.
+	requested map[string]int
+	// started are the attempts that started for a request.
+	started map[string]map[int]bool
 	// digests are those of completed requests, by build and attempt.
 	digests map[string]string
 	// canceled are builds with a canceled request: what a dead worker claimed for it stays
@@ -83,11 +90,13 @@ func (c *checker) fold() {
 		if !slices.Contains(c.run.Requests, id) {
 			c.fault("%s is for request %s, which was not published", e.ID, id)
 		}
-		if s, ok := e.Data.(*events.BuildStarted); ok {
-			if s.Attempt <= attempts[s.BuildID] {
-				c.fault("attempt %d of build %.12s started after attempt %d", s.Attempt, s.BuildID, attempts[s.BuildID])
+		if e.Type == events.TypeBuildRequested && c.requested[id] == 0 {
+			if c.requested[id] = len(c.requested) + 1; c.started[id] != nil || c.terminals[id].ID != "" {
+				c.fault("request %s was published after events for it", id)
 			}
-			attempts[s.BuildID] = max(attempts[s.BuildID], s.Attempt)
+		}
+		if s, ok := e.Data.(*events.BuildStarted); ok {
+			c.begun(s, attempts)
 		}
 		if !e.Type.Terminal() {
 			continue
@@ -107,8 +116,25 @@ func (c *checker) fold() {
 	}
 }
 
+// begun folds a start; attempts are the newest of each build.
+func (c *checker) begun(s *events.BuildStarted, attempts map[string]int) {
+	if s.Attempt <= attempts[s.BuildID] {
+		c.fault("attempt %d of build %.12s started after attempt %d", s.Attempt, s.BuildID, attempts[s.BuildID])
+	}
+	attempts[s.BuildID] = max(attempts[s.BuildID], s.Attempt)
+	if before, ok := c.terminals[s.RequestID]; ok {
+		c.fault("attempt %d of build %.12s started for request %s, which had ended with %s", s.Attempt, s.BuildID, s.RequestID, before.Type)
+	}
+	if c.started[s.RequestID] == nil {
+		c.started[s.RequestID] = map[int]bool{}
+	}
+	c.started[s.RequestID][s.Attempt] = true
+}
+
 func requestOf(e events.Event) string {
 	switch data := e.Data.(type) {
+	case *events.BuildRequest:
+		return e.ID
 	case *events.BuildQueued:
 		return data.RequestID
 	case *events.BuildStarted:
@@ -131,6 +157,9 @@ func (c *checker) completed(done *events.BuildCompleted) {
 	}
 	if got, err := c.run.Digest(done.ImageRef); err != nil || got != done.Digest {
 		c.fault("image %s of request %s is %q in the registry (%v)", done.ImageRef, done.RequestID, got, err)
+	}
+	if done.Outcome == events.OutcomeBuilt && !c.started[done.RequestID][done.Attempt] {
+		c.fault("request %s was built by attempt %d, which had not started for it", done.RequestID, done.Attempt)
 	}
 	attempt := fmt.Sprintf("%s attempt %d", done.BuildID, done.Attempt)
 	if before, ok := c.digests[attempt]; ok && before != done.Digest {
@@ -178,6 +207,25 @@ func (c *checker) records() {
 			if got, err := c.run.Digest(r.ImageRef); err != nil || got != r.Digest {
 				c.fault("image %s of %s is %q in the registry (%v)", r.ImageRef, key, got, err)
 			}
+		}
+	}
+}
+
+// tags compares the tags with the newest request that was completed for each.
+func (c *checker) tags() {
+	newest := map[string]*events.BuildCompleted{}
+	for id, e := range c.terminals {
+		done, ok := e.Data.(*events.BuildCompleted)
+		if !ok || c.requested[id] == 0 || done.Outcome == events.OutcomeNotNeeded {
+			continue
+		}
+		if other := newest[done.Image]; other == nil || c.requested[other.RequestID] < c.requested[id] {
+			newest[done.Image] = done
+		}
+	}
+	for tag, done := range newest {
+		if got, err := c.run.Digest(tag); err != nil || got != done.Digest {
+			c.fault("tag %s is at %q (%v), but the newest request %s got %s", tag, got, err, done.RequestID, done.Digest)
 		}
 	}
 }
