@@ -382,7 +382,11 @@ func (k *kiln) leftovers(t *testing.T) []string {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		cmd, _ := os.ReadFile(p)
-		if bytes.Contains(cmd, []byte("/kaniko/executor")) || bytes.Contains(cmd, []byte(k.dir+"/sandbox")) {
+		// Another build on this machine is not meant: what a container has mounted is below
+		// its engine's folder. Within another file system only the end of the path shows.
+		mounted, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "mountinfo"))
+		own := bytes.Contains(mounted, []byte(filepath.Join(filepath.Base(filepath.Dir(k.dir)), filepath.Base(k.dir))))
+		if bytes.Contains(cmd, []byte("/kaniko/executor")) && own || bytes.Contains(cmd, []byte(k.dir+"/sandbox")) {
 			left = append(left, p+" "+strings.ReplaceAll(string(cmd), "\x00", " "))
 		}
 	}
