@@ -16,7 +16,7 @@ import (
 )
 
 // Prepare checks that destination (a tag) may be pushed, by beginning an upload and
-// giving it up. Where repositories have to be made before (ECR) it makes the
+// giving it up, once for a repository as long as the credentials are used. Where repositories have to be made before (ECR) it makes the
 // destination's, with the settings that the account has for new ones. Errors are of
 // kind push_denied, invalid_request and unavailable.
 func (r *Registry) Prepare(ctx context.Context, destination string) error {
@@ -36,7 +36,7 @@ func (r *Registry) Prepare(ctx context.Context, destination string) error {
 		}
 		s, err := open(tag.RegistryStr())
 		if err == nil {
-			err = mayPush(ctx, s, tag)
+			err = s.mayPush(ctx, tag)
 		}
 		if err != nil && made != nil {
 			// Who may push may not always make repositories, and this one may be there.
@@ -48,6 +48,19 @@ func (r *Registry) Prepare(ctx context.Context, destination string) error {
 		return r.pushError(op, err)
 	}
 	return nil
+}
+
+// mayPush is as the function, but asks for a repository only until the answer is yes.
+func (s *session) mayPush(ctx context.Context, tag name.Tag) error {
+	repository := tag.Context().Name()
+	if _, known := s.pushed.Load(repository); known {
+		return nil
+	}
+	err := mayPush(ctx, s, tag)
+	if err == nil {
+		s.pushed.Store(repository, true)
+	}
+	return err
 }
 
 // mayPush asks the registry whether the session's user may push the tag.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -30,6 +31,9 @@ type session struct {
 	transport *hostTransport
 	options   []remote.Option
 	born      time.Time
+	// pushed are the repositories that may be pushed to: what the registry said once is
+	// not asked before every build. A push that is refused all the same says so itself.
+	pushed sync.Map
 }
 
 func (s *session) close() { s.transport.close() }
