@@ -216,7 +216,7 @@ func startRoleWorker(t *testing.T, s secured) string {
 	if _, err := requests.Pending(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 7 {
+	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 13 {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	w, err := worker.New(worker.Config{Function: function.Config{Registry: images.Host}}, worker.Deps{
