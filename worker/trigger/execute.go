@@ -230,8 +230,8 @@ func (x *execution) run(plan run.Plan) (run.Result, error) {
 		})
 	}})
 	closeOut()
-	if err != nil {
-		fmt.Fprintf(x.log, "kiln: attempt %d ended: %s: %s\n", x.attempt, builder.KindOf(err), firstLine(x.clean(err).Error()))
+	if kind := builder.KindOf(err); err != nil && kind != builder.KindInterrupted && kind != builder.KindLeaseLost {
+		fmt.Fprintf(x.log, "kiln: attempt %d ended: %s: %s\n", x.attempt, kind, firstLine(x.clean(err).Error()))
 	}
 	return result, err
 }

@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,12 +34,12 @@ func (t *Trigger) reconcile(ctx, work context.Context) {
 
 func (r *reconciler) round(ctx, work context.Context) error {
 	first := time.Now()
-	for _, s := range r.quiet() {
+	for _, key := range r.quiet() {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r.t.look(ctx, s.key)
-		if s, ok := r.t.known(s.key); ok && s.State == stateWaiting && s.Build != "" {
+		r.t.look(ctx, key)
+		if s, ok := r.t.known(key); ok && s.State == stateWaiting && s.Build != "" {
 			first = minTime(first, s.Requested)
 			r.ask(ctx, s)
 		}
@@ -56,16 +57,18 @@ func minTime(a, b time.Time) time.Time {
 	return a
 }
 
-// quiet lists the runs of which nothing was heard for a while.
-func (r *reconciler) quiet() []stored {
+// quiet lists the open runs of which nothing was heard for a while, or nothing at all.
+func (r *reconciler) quiet() []string {
 	r.t.mu.Lock()
 	defer r.t.mu.Unlock()
-	var out []stored
-	for _, s := range r.t.seen() {
-		if time.Since(s.since) > r.t.cfg.Grace || time.Since(s.Requested) > r.t.cfg.Grace {
-			out = append(out, s.stored)
+	var out []string
+	for key, since := range r.t.opened {
+		s := r.t.view[key]
+		if s == nil && time.Since(since) > r.t.cfg.Grace || s != nil && time.Since(s.since) > r.t.cfg.Grace {
+			out = append(out, key)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 

@@ -36,6 +36,8 @@ type Trigger struct {
 	// mu guards what follows.
 	mu   sync.Mutex
 	view map[string]*sighting
+	// opened are the runs for which something is to be done, and since when that is known.
+	opened map[string]time.Time
 	// executions are the runs in hand; ending those that are being finished.
 	executions map[string]*execution
 	ending     map[string]bool
@@ -59,7 +61,7 @@ func New(cfg Config, deps Deps) (*Trigger, error) {
 	return &Trigger{
 		cfg: cfg, deps: deps, interrupt: make(chan struct{}), reach: func(string) {},
 		woken: make(chan struct{}, 1), listening: make(chan struct{}), synced: make(chan struct{}),
-		view: map[string]*sighting{}, executions: map[string]*execution{}, ending: map[string]bool{}, free: cfg.Slots,
+		view: map[string]*sighting{}, opened: map[string]time.Time{}, executions: map[string]*execution{}, ending: map[string]bool{}, free: cfg.Slots,
 	}, nil
 }
 

@@ -39,6 +39,7 @@ func (t *Trigger) vanished(key string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.view, key)
+	delete(t.opened, key)
 }
 
 // known returns a run as the view has it.
@@ -113,8 +114,13 @@ func (t *Trigger) watchOpen(ctx context.Context) {
 				t.wake()
 			case c.Deleted:
 				t.vanished(key)
-			case !synced:
-				t.look(ctx, key) // later ones are heard of
+			default:
+				t.mu.Lock()
+				t.opened[key] = time.Now()
+				t.mu.Unlock()
+				if !synced {
+					t.look(ctx, key) // later ones are heard of
+				}
 			}
 			return true
 		})
