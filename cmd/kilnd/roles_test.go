@@ -220,8 +220,8 @@ func startRoleWorker(t *testing.T, s secured) string {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	w, err := worker.New(worker.Config{Function: function.Config{Registry: images.Host}}, worker.Deps{
-		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, History: stream{bus}, Ledger: ledger{book},
-		Backlog: unfinishedRequests{unfinished}, Logs: bus.Logs(), Builder: b, Log: zerolog.New(zerolog.NewTestWriter(t)),
+		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, History: stream{bus}, Ledger: ledger{store{book}, book},
+		Backlog: unfinishedRequests{store{unfinished}, unfinished}, Logs: bus.Logs(), Builder: b, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
 	if err != nil {
 		t.Fatal(err)
