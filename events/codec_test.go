@@ -147,6 +147,7 @@ func TestOneFactHasOneID(t *testing.T) {
 	for typ, want := range map[events.Type]string{
 		events.TypeBuildStarted: "r.build.started.2", events.TypeBuildQueued: "r.build.queued", events.TypeBuildDead: "r.build.dead",
 		events.TypeBuildCompleted: "r.build.completed", events.TypeBuildFailed: "r.build.failed", events.TypeBuildCanceled: "r.build.canceled",
+		events.TypeRunStarted: "r.run.started.2", events.TypeRunWaiting: "r.run.waiting", events.TypeRunCompleted: "r.run.completed",
 	} {
 		if got := events.EventID("r", typ, 2); got != want {
 			t.Errorf("EventID(%s) = %s, want %s", typ, got, want)
@@ -362,7 +363,9 @@ func FuzzDecode(f *testing.F) {
 	f.Add("build.requested", []byte(function), "id", "1.0")
 	f.Add("build.cancel", []byte(`{"request_id":"r"}`), "", "")
 	f.Add("acme.build.cancel", []byte(`{"build_id":"`+strings.Repeat("a", 64)+`","reason":"x"}`), "c", "1.0")
-	for _, e := range emitted() {
+	f.Add("run.requested", []byte(`{"function":`+function+`,"run":{"parameters":{"a":null}}}`), "r", "")
+	f.Add("run.cancel", []byte(`{"run_id":"r"}`), "", "")
+	for _, e := range append(emitted(), emittedRuns()...) {
 		m, err := events.Encode(e, events.Subjects{})
 		if err != nil {
 			f.Fatal(err)

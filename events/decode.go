@@ -41,9 +41,9 @@ func (e *DecodeError) Unwrap() error { return e.Err }
 
 func invalid(format string, args ...any) error { return &DecodeError{Err: fmt.Errorf(format, args...)} }
 
-// Decode reads a message: CloudEvents in structured or binary mode, for build.requested
-// and build.cancel also the bare data object, and for a request a bare MLRun function
-// object. The type is that of the subject, whatever its prefix. The
+// Decode reads a message: CloudEvents in structured or binary mode, for what requesters
+// publish (see Type.Asked) also the bare data object, and for requests a bare MLRun
+// function object. The type is that of the subject, whatever its prefix. The
 // data is checked against its schema. The error is a *DecodeError; the event then
 // still carries the best known id, type and time, and of a request what could be
 // read of its function.
@@ -104,8 +104,8 @@ func (e *Event) unwrap(m Message) (json.RawMessage, error) {
 		return e.unwrapStructured(m.Data)
 	}
 	switch e.Type {
-	case TypeBuildRequested:
-	case TypeBuildCancel:
+	case TypeBuildRequested, TypeRunRequested:
+	case TypeBuildCancel, TypeRunCancel:
 		return m.Data, nil
 	default:
 		return m.Data, invalid("%s must be a CloudEvent", e.Type)
@@ -268,6 +268,20 @@ func (t Type) data() any {
 		return &BuildCanceled{}
 	case TypeBuildDead:
 		return &BuildDead{}
+	case TypeRunRequested:
+		return &RunRequest{}
+	case TypeRunWaiting:
+		return &RunWaiting{}
+	case TypeRunStarted:
+		return &RunStarted{}
+	case TypeRunCompleted:
+		return &RunCompleted{}
+	case TypeRunFailed:
+		return &RunFailed{}
+	case TypeRunCanceled:
+		return &RunCanceled{}
+	case TypeRunCancel:
+		return &RunCancel{}
 	default: // also what somebody published on a subject of no type
 		return &BuildRequest{}
 	}
@@ -280,13 +294,17 @@ func (e Event) partial(m Message, data json.RawMessage) Event {
 		e.ID = m.FallbackID
 	}
 	e.Data = nil
-	if e.Type == TypeBuildRequested {
-		request := &BuildRequest{}
-		// A message that is no object has no function.
-		_ = json.Unmarshal(data, &struct {
-			Function *json.RawMessage `json:"function"`
-		}{&request.Function})
-		e.Data = request
+	var request struct {
+		Function json.RawMessage `json:"function"`
+	}
+	// A message that is no object has no function.
+	_ = json.Unmarshal(data, &request)
+	switch e.Type {
+	case TypeBuildRequested:
+		e.Data = &BuildRequest{Function: request.Function}
+	case TypeRunRequested:
+		e.Data = &RunRequest{Function: request.Function}
+	default:
 	}
 	return e
 }

@@ -22,20 +22,42 @@ const (
 	TypeBuildCancel Type = "build.cancel"
 	// TypeBuildDead holds a request that was given up for reasons of ours.
 	TypeBuildDead Type = "build.dead"
+
+	TypeRunRequested Type = "run.requested"
+	// TypeRunWaiting tells that a run waits for its image.
+	TypeRunWaiting   Type = "run.waiting"
+	TypeRunStarted   Type = "run.started"
+	TypeRunCompleted Type = "run.completed"
+	TypeRunFailed    Type = "run.failed"
+	TypeRunCanceled  Type = "run.canceled"
+	// TypeRunCancel asks to end a run.
+	TypeRunCancel Type = "run.cancel"
 )
 
 // CloudEvent returns the CloudEvents "type" attribute, for example
 // "dev.kiln.build.completed.v1".
 func (t Type) CloudEvent() string { return "dev.kiln." + string(t) + ".v1" }
 
-// Terminal reports whether an event of this type ends a request.
+// Terminal reports whether an event of this type ends a request or a run.
 func (t Type) Terminal() bool {
-	return t == TypeBuildCompleted || t == TypeBuildFailed || t == TypeBuildCanceled
+	switch t {
+	case TypeBuildCompleted, TypeBuildFailed, TypeBuildCanceled, TypeRunCompleted, TypeRunFailed, TypeRunCanceled:
+		return true
+	default:
+		return false
+	}
 }
 
 // Asked reports whether an event of this type comes from requesters, who need no envelope;
 // all others are Kiln's own.
-func (t Type) Asked() bool { return t == TypeBuildRequested || t == TypeBuildCancel }
+func (t Type) Asked() bool {
+	switch t {
+	case TypeBuildRequested, TypeBuildCancel, TypeRunRequested, TypeRunCancel:
+		return true
+	default:
+		return false
+	}
+}
 
 // Message is an encoded event as the transport carries it. Header keys keep
 // their case: NATS does not canonicalise them.
@@ -54,7 +76,7 @@ type Message struct {
 // Event is a decoded event: the CloudEvents attributes that Kiln uses and the data.
 type Event struct {
 	// ID is the CloudEvents id. Of a build.requested it is the request id, of a
-	// build.cancel it names nothing else; of an emitted event it is also the Nats-Msg-Id, see EventID.
+	// run.requested the run id, of a cancel it names nothing else; of an emitted event it is also the Nats-Msg-Id, see EventID.
 	ID          string
 	Source      string
 	Type        Type

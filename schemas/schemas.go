@@ -169,17 +169,22 @@ func clip(s string) string {
 }
 
 // FailureCodes returns the codes that build.failed may carry, in the schema's order.
-func FailureCodes() []string {
-	failed, err := compiled.get("build.failed")
+func FailureCodes() []string { return codes("build.failed") }
+
+// RunFailureCodes returns the codes that run.failed may carry, in the schema's order.
+func RunFailureCodes() []string { return codes("run.failed") }
+
+func codes(name string) []string {
+	schema, err := compiled.get(name)
 	if err != nil {
 		return nil
 	}
-	enum := failed.Properties["error"].Properties["code"].Enum
-	codes := make([]string, 0, len(enum.Values))
+	enum := schema.Properties["error"].Properties["code"].Enum
+	out := make([]string, 0, len(enum.Values))
 	for _, v := range enum.Values {
 		if code, ok := v.(string); ok {
-			codes = append(codes, code)
+			out = append(out, code)
 		}
 	}
-	return codes
+	return out
 }

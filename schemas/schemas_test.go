@@ -108,6 +108,10 @@ func TestFailureCodesAreUniqueAndKnown(t *testing.T) {
 	if diff := cmp.Diff(want, schemas.FailureCodes()); diff != "" {
 		t.Errorf("codes are append only (-want +got):\n%s", diff)
 	}
+	want = append(want, "image_required", "build_failed", "run_failed")
+	if diff := cmp.Diff(want, schemas.RunFailureCodes()); diff != "" {
+		t.Errorf("codes of runs are append only (-want +got):\n%s", diff)
+	}
 }
 
 func TestAsyncAPICoversEverySchema(t *testing.T) {
@@ -160,13 +164,24 @@ func TestAsyncAPICoversEverySchema(t *testing.T) {
 			}
 		}
 	}
-	files, err := fs.Glob(schemas.FS, "build.*.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := schemaFiles(t)
 	for _, file := range files {
 		if !used[file] || !addresses[strings.TrimSuffix(file, ".v1.json")] {
 			t.Errorf("%s is not described as a message on its subject", file)
 		}
 	}
+}
+
+// schemaFiles lists the schemas of events.
+func schemaFiles(t *testing.T) []string {
+	t.Helper()
+	var files []string
+	for _, pattern := range []string{"build.*.json", "run.*.json"} {
+		found, err := fs.Glob(schemas.FS, pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no %s (%v)", pattern, err)
+		}
+		files = append(files, found...)
+	}
+	return files
 }

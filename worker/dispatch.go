@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"kiln/worker/backlog"
@@ -26,7 +25,7 @@ func (w *Worker) dispatch(ctx, work context.Context) {
 		}
 		timer.Stop()
 		if !next.IsZero() {
-			timer.Reset(jitter(time.Until(next)))
+			timer.Reset(Jitter(time.Until(next)))
 		}
 		select {
 		case <-w.woken:
@@ -35,14 +34,6 @@ func (w *Worker) dispatch(ctx, work context.Context) {
 			stopped = nil
 		}
 	}
-}
-
-// jitter lengthens a pause a little, so that workers do not all reach for the same.
-func jitter(d time.Duration) time.Duration {
-	if d <= 0 {
-		return 0
-	}
-	return d + rand.N(min(d/4, 250*time.Millisecond)+1) //nolint:gosec // no secrecy needed
 }
 
 // step starts whatever can be done now. Idle means that nothing of it runs.

@@ -29,7 +29,7 @@ func (w *Worker) enqueue(ctx context.Context, t *task, record entry[buildRecord]
 	if err != nil {
 		return err
 	}
-	revision, err := put(ctx, w.deps.Backlog, backlog.Key(e.Sequence), raw, 0)
+	revision, err := Put(ctx, w.deps.Backlog, backlog.Key(e.Sequence), raw, 0)
 	if err != nil {
 		w.unreserve(reserved)
 		if errors.Is(err, ErrConflict) {

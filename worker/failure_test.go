@@ -317,7 +317,7 @@ func TestEveryKindHasOneFate(t *testing.T) {
 
 func TestTailKeepsTheLastLinesBounded(t *testing.T) {
 	t.Parallel()
-	var tl tail
+	var tl Tail
 	for i := range 50 {
 		fmt.Fprintf(&tl, "line %d", i)
 		io.WriteString(&tl, "\n")

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cenkalti/backoff/v6"
-
 	"kiln/builder"
 	"kiln/builder/function"
 	"kiln/events"
@@ -17,27 +15,12 @@ import (
 // worker is stopping: ledger record, terminal event, answer to the queue.
 const answerTimeout = 30 * time.Second
 
-// consume handles one message of the queue after another until ctx ends. It owns no
-// message while it fetches, and fetches none while it handles one.
+// consume is Consume, logged and counted.
 func (w *Worker) consume(ctx context.Context, q Queue, handle func(Message)) {
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval = 100 * time.Millisecond
-	wait.MaxInterval = 10 * time.Second
-	for ctx.Err() == nil {
-		msg, err := q.Next(ctx)
-		if ctx.Err() != nil && msg == nil {
-			return
-		}
-		if err != nil {
-			w.deps.Metrics.fetchErrors.Inc()
-			pause := wait.NextBackOff()
-			w.deps.Log.Warn().Err(err).Dur("retry_in", pause).Msg("cannot fetch messages")
-			sleep(ctx, pause)
-			continue
-		}
-		wait.Reset()
-		handle(msg)
-	}
+	Consume(ctx, q, func(err error, retryIn time.Duration) {
+		w.deps.Metrics.fetchErrors.Inc()
+		w.deps.Log.Warn().Err(err).Dur("retry_in", retryIn).Msg("cannot fetch messages")
+	}, handle)
 }
 
 // takeIn brings one delivery of a request to its answer: the request is finished, or

@@ -5,54 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"kiln/builder"
 )
 
-// every runs renew every third of a lease until stop is called, which waits for a
-// renewal under way. When no renewal succeeded for two thirds of a lease, or one
-// says that the lease is somebody else's, lost is called with ErrLeaseLost: early
-// enough to stop before the lease ends.
+// every is Hold of what, logged and counted.
 func (w *Worker) every(ctx context.Context, what string, lost context.CancelCauseFunc, renew func(context.Context) error) (stop func()) {
-	interval := w.cfg.Lease / 3
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	running.Go(func() {
-		ticker := time.NewTicker(interval)
-		defer ticker.Stop()
-		renewed := time.Now()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-			began := time.Now()
-			// Not cut off by stop: whether it was stored would not be known.
-			attempt, release := context.WithTimeoutCause(context.WithoutCancel(ctx), interval, errors.New("renewal took too long"))
-			err := renew(attempt)
-			release()
-			switch {
-			case err == nil:
-				renewed = began
-				continue
-			case ctx.Err() != nil:
-				return
-			}
-			w.deps.Metrics.leaseErrors.Inc()
-			w.deps.Log.Warn().Err(err).Str("lease", what).Msg("cannot renew")
-			if errors.Is(err, ErrConflict) || time.Since(renewed) >= 2*interval {
-				lost(builder.ErrLeaseLost)
-				return
-			}
-		}
-	})
-	return func() {
-		cancel()
-		running.Wait()
-	}
+	return Hold(ctx, w.cfg.Lease, renew, func(err error) {
+		w.deps.Metrics.leaseErrors.Inc()
+		w.deps.Log.Warn().Err(err).Str("lease", what).Msg("cannot renew")
+	}, lost)
 }
 
 // claim takes the build for this worker. The entry's revision is then the fencing

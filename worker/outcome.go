@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"kiln/builder"
@@ -77,15 +76,7 @@ func decide(ctx context.Context, err error, lastTry bool) fate {
 	}
 }
 
-// delay before the given try's successor: doubling, bounded, between 50 % and 100 %
-// of the nominal value.
+// delay before the given try's successor.
 func (w *Worker) delay(tries int) time.Duration {
-	d := w.cfg.RetryDelay
-	for range tries - 1 {
-		if d *= 2; d >= w.cfg.RetryMaxDelay {
-			d = w.cfg.RetryMaxDelay
-			break
-		}
-	}
-	return d/2 + rand.N(d/2+1) //nolint:gosec // jitter needs no secrecy
+	return Delay(tries, w.cfg.RetryDelay, w.cfg.RetryMaxDelay)
 }

@@ -72,7 +72,7 @@ func (w *Worker) reconcile(ctx, work context.Context) {
 		w.keepWatching(ctx, "tags", func() error { return w.deps.Ledger.Watch(ctx, tagPrefix+"*", r.tagged) })
 	})
 	for ctx.Err() == nil {
-		sleep(ctx, jitter(w.cfg.Reconcile))
+		Sleep(ctx, Jitter(w.cfg.Reconcile))
 		if ctx.Err() != nil || !r.leads(ctx) {
 			continue
 		}

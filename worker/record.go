@@ -240,7 +240,7 @@ func store[T any, P record[T]](ctx context.Context, l Store, e *entry[T], value 
 	if err != nil {
 		return fmt.Errorf("encode ledger key %s: %w", e.key, err)
 	}
-	revision, err := put(ctx, l, e.key, raw, e.revision)
+	revision, err := Put(ctx, l, e.key, raw, e.revision)
 	if err != nil {
 		return fmt.Errorf("write ledger key %s: %w", e.key, err)
 	}
@@ -248,9 +248,9 @@ func store[T any, P record[T]](ctx context.Context, l Store, e *entry[T], value 
 	return nil
 }
 
-// put is Store.Put that recognises a write that succeeded but reported an error, by
+// Put is Store.Put that recognises a write that succeeded but reported an error, by
 // reading it back.
-func put(ctx context.Context, l Store, key string, raw []byte, revision uint64) (uint64, error) {
+func Put(ctx context.Context, l Store, key string, raw []byte, revision uint64) (uint64, error) {
 	next, err := l.Put(ctx, key, raw, revision)
 	if err == nil {
 		return next, nil

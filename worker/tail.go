@@ -12,14 +12,15 @@ const (
 	tailLineBytes = 1 << 10
 )
 
-// tail keeps the last lines written to it. Not safe for concurrent use.
-type tail struct {
+// Tail keeps the last lines written to it, as many as a failure event carries: 20 of at
+// most 1 KiB. Not safe for concurrent use.
+type Tail struct {
 	lines   []string
 	partial []byte
 }
 
 // Write takes text in any chunks and never fails.
-func (t *tail) Write(p []byte) (int, error) {
+func (t *Tail) Write(p []byte) (int, error) {
 	n := len(p)
 	for {
 		line, rest, ended := bytes.Cut(p, []byte{'\n'})
@@ -34,8 +35,8 @@ func (t *tail) Write(p []byte) (int, error) {
 	}
 }
 
-func (t *tail) push() {
-	line := clip(strings.ToValidUTF8(strings.TrimRight(string(t.partial), "\r"), "\uFFFD"), tailLineBytes)
+func (t *Tail) push() {
+	line := Clip(strings.ToValidUTF8(strings.TrimRight(string(t.partial), "\r"), "\uFFFD"), tailLineBytes)
 	t.partial = t.partial[:0]
 	if t.lines = append(t.lines, line); len(t.lines) > tailLines {
 		t.lines = slices.Delete(t.lines, 0, len(t.lines)-tailLines)
@@ -43,7 +44,7 @@ func (t *tail) push() {
 }
 
 // Lines returns the last lines, oldest first, an unfinished one included.
-func (t *tail) Lines() []string {
+func (t *Tail) Lines() []string {
 	if len(t.partial) > 0 {
 		t.push()
 	}

@@ -46,7 +46,7 @@ type task struct {
 	attempt  int
 	buildMS  int64
 	redactor *builder.Redactor
-	tail     tail
+	tail     Tail
 }
 
 func (w *Worker) newTask(raw events.Message, sequence uint64) *task {
@@ -142,7 +142,7 @@ func (t *task) base() events.Base {
 }
 
 // clean bounds and redacts text that leaves the worker.
-func (t *task) clean(text string) string { return clip(t.redactor.Text(text), 8<<10) }
+func (t *task) clean(text string) string { return Clip(t.redactor.Text(text), 8<<10) }
 
 func (t *task) timings(finished time.Time) events.Timings {
 	return events.Timings{
@@ -205,8 +205,8 @@ func (t *task) canceledEvent(reason, supersededBy string) events.Event {
 	}, now)
 }
 
-// clip cuts s to at most n bytes, at a rune, and says so.
-func clip(s string, n int) string {
+// Clip cuts s to at most n bytes, at a rune, and says so.
+func Clip(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}

@@ -5,8 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cenkalti/backoff/v6"
-
 	"kiln/worker/backlog"
 )
 
@@ -31,7 +29,7 @@ func (w *Worker) write(ctx context.Context, e backlog.Entry, revision uint64) (u
 	if err != nil {
 		return 0, err
 	}
-	next, err := put(ctx, w.deps.Backlog, backlog.Key(e.Sequence), raw, revision)
+	next, err := Put(ctx, w.deps.Backlog, backlog.Key(e.Sequence), raw, revision)
 	if err != nil {
 		return 0, err
 	}
@@ -128,23 +126,11 @@ func (w *Worker) watchBuilds(ctx context.Context) {
 	})
 }
 
+// keepWatching is KeepWatching, logged.
 func (w *Worker) keepWatching(ctx context.Context, what string, watch func() error) {
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval = 100 * time.Millisecond
-	wait.MaxInterval = 5 * time.Second
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := watch()
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(began) > wait.MaxInterval {
-			wait.Reset()
-		}
-		pause := wait.NextBackOff()
-		w.deps.Log.Warn().Err(err).Str("watch", what).Dur("retry_in", pause).Msg("cannot watch")
-		sleep(ctx, pause)
-	}
+	KeepWatching(ctx, func(err error, retryIn time.Duration) {
+		w.deps.Log.Warn().Err(err).Str("watch", what).Dur("retry_in", retryIn).Msg("cannot watch")
+	}, watch)
 }
 
 // wake makes the dispatcher look at the view.

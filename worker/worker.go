@@ -147,13 +147,3 @@ func (w *Worker) escalate(ctx context.Context, done <-chan struct{}) {
 	case <-timer.C:
 	}
 }
-
-// sleep waits for d or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-}

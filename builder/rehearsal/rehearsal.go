@@ -1,4 +1,4 @@
-// Package rehearsal is an engine for tests of everything around engines: it executes
+// Package rehearsal is an engine, and a runner, for tests of everything around them: it executes
 // most plans itself, in the time and with the failures that its settings say, so that
 // many lives of builds can be lived in a short time. No program that is shipped has it.
 package rehearsal
@@ -47,6 +47,21 @@ type Config struct {
 	Fail  float64 `json:"fail,omitempty"`
 	Break float64 `json:"break,omitempty"`
 	Real  float64 `json:"real,omitempty"`
+
+	// RunDir is the folder in which a Runner notes what it started, for all processes,
+	// and RunJournal the file that every start is noted in.
+	RunDir     string `json:"run_dir,omitempty"`
+	RunJournal string `json:"run_journal,omitempty"`
+	// RunLeastMS and RunMostMS bound how long a run takes.
+	RunLeastMS int64 `json:"run_least_ms,omitempty"`
+	RunMostMS  int64 `json:"run_most_ms,omitempty"`
+	// RunFail is the share of runs that end with 1, RunBreak that of attempts that break
+	// for reasons of ours.
+	RunFail  float64 `json:"run_fail,omitempty"`
+	RunBreak float64 `json:"run_break,omitempty"`
+	// RunCommand is a program that is really started, for measuring. Then nothing else
+	// counts.
+	RunCommand []string `json:"run_command,omitempty"`
 }
 
 // Execution is a line of the journal: that an attempt began, or how it ended.

@@ -84,7 +84,7 @@ func (b *buildCmd) submit(ctx context.Context, s cli.Streams, c *cli.Globals, re
 		return err
 	}
 	if b.Detach {
-		return b.detached(s, ticket)
+		return detached(s, b.Output, "request_id", ticket)
 	}
 	if b.Wait > 0 {
 		var cancel context.CancelFunc
@@ -101,9 +101,10 @@ func (b *buildCmd) submit(ctx context.Context, s cli.Streams, c *cli.Globals, re
 	return b.finish(s, result)
 }
 
-func (b *buildCmd) detached(s cli.Streams, t client.Ticket) error {
-	if b.Output == "json" {
-		return cli.WriteJSON(s.Out, map[string]any{"request_id": t.ID, "sequence": t.Sequence})
+// detached prints what was published, under the name that its id has.
+func detached(s cli.Streams, output, name string, t client.Ticket) error {
+	if output == "json" {
+		return cli.WriteJSON(s.Out, map[string]any{name: t.ID, "sequence": t.Sequence})
 	}
 	_, err := fmt.Fprintln(s.Out, t.ID)
 	return err

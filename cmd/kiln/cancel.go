@@ -14,7 +14,7 @@ import (
 
 type cancelCmd struct {
 	NATS   cli.NATSFlags `embed:"" prefix:"nats-"`
-	ID     string        `arg:"" help:"Request id, or build id for every request that waits for the build."`
+	ID     string        `arg:"" help:"Run id, request id, or build id for every request that waits for the build."`
 	Reason string        `env:"-" default:"canceled by the user" help:"What build.canceled says as its reason."`
 	Detach bool          `env:"-" short:"d" help:"Do not wait for the end of the request."`
 	Wait   time.Duration `env:"-" default:"1m" placeholder:"DURATION" help:"Give up waiting after this time."`
@@ -23,7 +23,7 @@ type cancelCmd struct {
 
 // Help is shown below the flags.
 func (cancelCmd) Help() string {
-	return `Publishes build.cancel. A request that waits never starts, one that is being built is
+	return `Publishes build.cancel, or run.cancel for the id of a run. A request that waits never starts, one that is being built is
 stopped, unless others wait for the same build, which then goes on for them. The exit
 code is 0 when the request is canceled and 1 when it came too late.
 
@@ -42,9 +42,12 @@ func (c *cancelCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) er
 		return err
 	}
 	defer closeClient()
-	status, err := lookUp(ctx, kiln, c.ID)
+	status, run, err := lookUpAny(ctx, kiln, c.ID)
 	if err != nil {
 		return err
+	}
+	if run != nil {
+		return c.cancelRun(ctx, s, kiln)
 	}
 	cancel := events.BuildCancel{RequestID: c.ID, Reason: c.Reason}
 	if status.RequestID != c.ID && buildIDPattern.MatchString(c.ID) {

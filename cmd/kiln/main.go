@@ -21,12 +21,14 @@ type commands struct {
 
 	Up          daemonCmd     `cmd:"" passthrough:"" help:"${help_up}"`
 	Build       buildCmd      `cmd:"" help:"Request an image and follow its build."`
+	Run         runCmd        `cmd:"" help:"Run a function once its image exists, and follow it."`
 	SparkImage  sparkImageCmd `cmd:"" help:"Request the default image of Spark functions."`
 	Plan        daemonCmd     `cmd:"" passthrough:"" help:"${help_plan}"`
-	Status      statusCmd     `cmd:"" help:"Show what became of a request."`
-	Logs        logsCmd       `cmd:"" help:"Print the log of a build."`
+	Status      statusCmd     `cmd:"" help:"Show what became of a request or run."`
+	Logs        logsCmd       `cmd:"" help:"Print the log of a build or run."`
 	Ls          lsCmd         `cmd:"" help:"List requests."`
-	Cancel      cancelCmd     `cmd:"" help:"Cancel a request, or all that wait for a build."`
+	Runs        runsCmd       `cmd:"" help:"List runs."`
+	Cancel      cancelCmd     `cmd:"" help:"Cancel a run, a request, or all that wait for a build."`
 	Redrive     redriveCmd    `cmd:"" help:"List or publish again requests that were given up."`
 	Worker      daemonCmd     `cmd:"" passthrough:"" help:"${help_worker}"`
 	Doctor      daemonCmd     `cmd:"" passthrough:"" help:"${help_doctor}"`

@@ -109,6 +109,32 @@ func (p *progress) building(e *events.BuildStarted) {
 	p.state, p.since = "building", time.Now()
 }
 
+// running notes that the process of a run began.
+func (p *progress) running(e *events.RunStarted) {
+	p.note(fmt.Sprintf("attempt %d by %s on %s, from %s", e.Attempt, e.Runner, e.Trigger, e.ImageRef))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state, p.since = "running", time.Now()
+}
+
+// to is p with another place for what is written.
+func (p *progress) to(out io.Writer) io.Writer { return passage{p, out} }
+
+type passage struct {
+	p   *progress
+	out io.Writer
+}
+
+// Write implements io.Writer. It never fails, as that of progress.
+func (w passage) Write(text []byte) (int, error) {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	w.p.clear()
+	_, _ = w.out.Write(text)
+	w.p.draw()
+	return len(text), nil
+}
+
 func (p *progress) stop() {
 	p.once.Do(func() { close(p.done) })
 	p.stopped.Wait()

@@ -15,13 +15,14 @@ import (
 
 type statusCmd struct {
 	NATS   cli.NATSFlags `embed:"" prefix:"nats-"`
-	ID     string        `arg:"" help:"Request id or build id."`
+	ID     string        `arg:"" help:"Request id, build id or run id."`
 	Output string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
 
 // Help is shown below the flags.
 func (statusCmd) Help() string {
-	return `Shows what the events so far tell of a request, or of the newest request of a build.
+	return `Shows what the events so far tell of a request, of the newest request of a build, or of
+a run.
 
 Examples:
   kiln status 3Q4M2Z7K5X
@@ -35,14 +36,19 @@ func (c *statusCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) er
 		return err
 	}
 	defer closeClient()
-	status, err := lookUp(ctx, kiln, c.ID)
-	if err != nil {
+	status, run, err := lookUpAny(ctx, kiln, c.ID)
+	switch {
+	case err != nil:
 		return err
-	}
-	if c.Output == "json" {
+	case c.Output == "json" && run != nil:
+		return cli.WriteJSON(s.Out, run)
+	case c.Output == "json":
 		return cli.WriteJSON(s.Out, status)
+	case run != nil:
+		printRunStatus(s.Out, *run)
+	default:
+		printStatus(s.Out, *status)
 	}
-	printStatus(s.Out, status)
 	return nil
 }
 
@@ -68,15 +74,15 @@ func printStatus(w io.Writer, s client.Status) {
 
 type logsCmd struct {
 	NATS    cli.NATSFlags `embed:"" prefix:"nats-"`
-	ID      string        `arg:"" help:"Request id or build id."`
-	Follow  bool          `env:"-" short:"f" help:"Go on until the build ends."`
+	ID      string        `arg:"" help:"Request id, build id or run id."`
+	Follow  bool          `env:"-" short:"f" help:"Go on until the build or run ends."`
 	Attempt int           `env:"-" help:"Print one attempt. Defaults to all."`
 }
 
 // Help is shown below the flags.
 func (logsCmd) Help() string {
 	return `Prints the log of a build: while it runs, after it ended, and for requests that
-reused it. --follow waits for a build that has not started yet.
+reused it; or the output of a run. --follow waits for what has not started yet.
 
 Examples:
   kiln logs 3Q4M2Z7K5X
@@ -90,10 +96,14 @@ func (c *logsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) erro
 		return err
 	}
 	defer closeClient()
-	status, err := lookUp(ctx, kiln, c.ID)
+	found, run, err := lookUpAny(ctx, kiln, c.ID)
 	if err != nil {
 		return err
 	}
+	if run != nil {
+		return printRunLogs(ctx, kiln, *run, c.Attempt, c.Follow, s.Out)
+	}
+	status := *found
 	if c.Follow && status.State == client.StateQueued {
 		if status, err = awaitBuild(ctx, kiln, status); err != nil {
 			return err

@@ -1,7 +1,12 @@
-//go:build !chaos && !load
+//go:build !chaos && !load && !bench
 
 package main
+
+import runs "kiln/builder/run"
 
 // wrapEngine returns the engine as it is: only programs that are built for tests, with
 // tags of their own, put something before it.
 func wrapEngine(e engine) (engine, error) { return e, nil }
+
+// wrapRunner returns the runner as it is, as wrapEngine does.
+func wrapRunner(r runs.Runner) (runs.Runner, error) { return r, nil }

@@ -1,4 +1,4 @@
-//go:build chaos || load
+//go:build chaos || load || bench
 
 package main
 
@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"kiln/builder/rehearsal"
+	runs "kiln/builder/run"
 )
 
 // rehearsed closes the engine that a rehearsal stands before.
@@ -23,4 +24,13 @@ func wrapEngine(e engine) (engine, error) {
 	}
 	r, err := rehearsal.New(e, []byte(config))
 	return rehearsed{r, e}, err
+}
+
+// wrapRunner puts a rehearsal in the runner's place when KILN_REHEARSAL says how.
+func wrapRunner(r runs.Runner) (runs.Runner, error) {
+	config, ok := os.LookupEnv("KILN_REHEARSAL")
+	if !ok {
+		return r, nil
+	}
+	return rehearsal.NewRunner([]byte(config))
 }

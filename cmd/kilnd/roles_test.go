@@ -216,12 +216,12 @@ func startRoleWorker(t *testing.T, s secured) string {
 	if _, err := requests.Pending(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 7 {
+	if found, err := natsbus.Inspect(t.Context(), bus.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 13 {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	w, err := worker.New(worker.Config{Function: function.Config{Registry: images.Host}}, worker.Deps{
-		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, History: stream{bus}, Ledger: ledger{book},
-		Backlog: unfinishedRequests{unfinished}, Logs: bus.Logs(), Builder: b, Log: zerolog.New(zerolog.NewTestWriter(t)),
+		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, History: stream{bus}, Ledger: ledger{store{book}, book},
+		Backlog: unfinishedRequests{store{unfinished}, unfinished}, Logs: bus.Logs(), Builder: b, Log: zerolog.New(zerolog.NewTestWriter(t)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,7 +17,6 @@ import (
 
 	"kiln/builder"
 	"kiln/builder/function"
-	"kiln/builder/kube"
 	"kiln/builder/nuclio"
 	"kiln/builder/nuclio/dashboard"
 	"kiln/builder/registry"
@@ -29,7 +27,7 @@ import (
 	"kiln/events"
 	"kiln/events/natsbus"
 	"kiln/worker"
-	"kiln/worker/backlog"
+	"kiln/worker/trigger"
 )
 
 // buildFlags configure what a worker does with requests; `up`, `worker` and `plan`
@@ -43,6 +41,7 @@ type buildFlags struct {
 	Sources  sourceFlags   `embed:"" prefix:"source-"`
 	Sandbox  sandboxFlags  `embed:"" prefix:"sandbox-"`
 	Worker   workerFlags   `embed:"" prefix:"worker-"`
+	Trigger  triggerFlags  `embed:"" prefix:"trigger-"`
 }
 
 func (f buildFlags) function() (function.Config, error) {
@@ -94,17 +93,21 @@ func (f buildFlags) builder() (builder.Config, error) {
 }
 
 func (f buildFlags) workerConfig(subjects events.Subjects, rules function.Config) worker.Config {
-	name := f.Worker.Name
-	if name == "" {
-		host, _ := os.Hostname()
-		name = fmt.Sprintf("%s-%d", cmp.Or(host, "worker"), os.Getpid())
-	}
 	return worker.Config{
-		Name: name, Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
+		Name: f.name(), Slots: f.Worker.Slots, Lease: f.Worker.Lease, SoftStop: f.Worker.SoftStop,
 		TotalLimit: f.Worker.MaxInFlight, ProjectLimit: f.Worker.MaxPerProject, QueueLimit: f.Worker.MaxQueued,
 		Ageing: f.Worker.Ageing, Classes: f.Worker.Classes.classes(),
 		MaxAttempts: f.Worker.MaxAttempts, LogSubject: subjects.Log, Function: rules,
 	}
+}
+
+// name tells this process apart from others.
+func (f buildFlags) name() string {
+	if f.Worker.Name != "" {
+		return f.Worker.Name
+	}
+	host, _ := os.Hostname()
+	return fmt.Sprintf("%s-%d", cmp.Or(host, "worker"), os.Getpid())
 }
 
 // secrets is where the secrets of projects are.
@@ -167,9 +170,11 @@ func (f buildFlags) sandbox(ctx context.Context, stateDir string, s *service) (e
 	})
 }
 
-// service is a worker with everything that it stands on.
+// service is a worker, and a trigger of runs, with everything that they stand on.
 type service struct {
-	worker   *worker.Worker
+	worker *worker.Worker
+	// trigger is nil where no runs are started.
+	trigger  *trigger.Trigger
 	engine   engine
 	registry *registry.Registry
 	sources  *source.Sources
@@ -211,6 +216,9 @@ func newService(ctx context.Context, f buildFlags, stateDir string, newEngine en
 	}
 	if err == nil {
 		s.worker, err = s.newWorker(ctx, f, bus, reg, log)
+	}
+	if err == nil {
+		s.trigger, err = s.newTrigger(ctx, f, t.Prefix, bus, reg, log)
 	}
 	if err != nil {
 		_ = s.close()
@@ -268,7 +276,8 @@ func (s *service) newWorker(ctx context.Context, f buildFlags, bus *natsbus.Bus,
 		return nil, err
 	}
 	made, err := worker.New(f.workerConfig(bus.Subjects(), rules), worker.Deps{
-		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, Ledger: ledger{book}, Backlog: unfinishedRequests{unfinished},
+		Queue: queue{requests}, Cancels: queue{cancels}, Publisher: bus, Ledger: ledger{store{book}, book},
+		Backlog: unfinishedRequests{store{unfinished}, unfinished},
 		History: stream{bus}, Logs: bus.Logs(), Builder: b,
 		Nuclio: s.nuclio, Metrics: worker.NewMetrics(reg), Log: log,
 	})
@@ -299,92 +308,3 @@ func (s *service) close() error {
 	}
 	return err
 }
-
-// queue adapts the transport to the worker's port.
-type queue struct{ *natsbus.Queue }
-
-// Next implements worker.Queue.
-func (q queue) Next(ctx context.Context) (worker.Message, error) {
-	d, err := q.Queue.Next(ctx)
-	if d == nil {
-		return nil, err
-	}
-	return d, err
-}
-
-// Read implements worker.Requests.
-func (q queue) Read(ctx context.Context, sequence uint64) (events.Message, error) {
-	m, err := q.Queue.Read(ctx, sequence)
-	return m, workerError(err)
-}
-
-// ledger adapts the transport's errors to the worker's.
-type ledger struct{ *natsbus.Ledger }
-
-// Get implements worker.Ledger.
-func (l ledger) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
-	value, revision, err = l.Ledger.Get(ctx, key)
-	return value, revision, workerError(err)
-}
-
-// Put implements worker.Ledger.
-func (l ledger) Put(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
-	next, err := l.Ledger.Put(ctx, key, value, revision)
-	return next, workerError(err)
-}
-
-// Watch implements worker.Ledger.
-func (l ledger) Watch(ctx context.Context, pattern string, visit func(backlog.Change) bool) error {
-	return l.Ledger.Watch(ctx, pattern, true, func(c natsbus.Change) bool { return visit(backlog.Change(c)) })
-}
-
-// stream adapts the transport to the worker's port.
-type stream struct{ *natsbus.Bus }
-
-// Scan implements worker.History.
-func (s stream) Scan(ctx context.Context, types []events.Type, since time.Time, after uint64, visit func(events.Message) bool) error {
-	return s.Bus.Scan(ctx, types, natsbus.Start{Sequence: after, Time: since}, visit)
-}
-
-// unfinishedRequests adapts the transport's errors to the worker's.
-type unfinishedRequests struct{ *natsbus.Backlog }
-
-// Get implements worker.Backlog.
-func (b unfinishedRequests) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
-	value, revision, err = b.Backlog.Get(ctx, key)
-	return value, revision, workerError(err)
-}
-
-// Put implements worker.Backlog.
-func (b unfinishedRequests) Put(ctx context.Context, key string, value []byte, revision uint64) (uint64, error) {
-	next, err := b.Backlog.Put(ctx, key, value, revision)
-	return next, workerError(err)
-}
-
-// Delete implements worker.Backlog.
-func (b unfinishedRequests) Delete(ctx context.Context, key string, revision uint64) error {
-	return workerError(b.Backlog.Delete(ctx, key, revision))
-}
-
-// Watch implements worker.Backlog.
-func (b unfinishedRequests) Watch(ctx context.Context, visit func(backlog.Change) bool) error {
-	return b.Backlog.Watch(ctx, func(c natsbus.Change) bool { return visit(backlog.Change(c)) })
-}
-
-func workerError(err error) error {
-	switch {
-	case errors.Is(err, natsbus.ErrNotFound):
-		return worker.ErrNotFound
-	case errors.Is(err, natsbus.ErrConflict):
-		return worker.ErrConflict
-	default:
-		return err
-	}
-}
-
-var (
-	_ worker.Publisher = (*natsbus.Bus)(nil)
-	_ worker.LogStore  = (*natsbus.LogStore)(nil)
-	_ engine           = (*sandbox.Engine)(nil)
-	_ engine           = (*kube.Engine)(nil)
-)

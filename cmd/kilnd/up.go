@@ -101,7 +101,7 @@ func (u *upCmd) serve(ctx context.Context, s cli.Streams, log zerolog.Logger, im
 	}
 	defer func() { _ = os.Remove(file) }()
 	welcome(s.Out, where, u.DataDir)
-	return untilSignal(ctx, service.worker, log)
+	return untilSignal(ctx, service, log)
 }
 
 // welcome prints addresses and what to do next.

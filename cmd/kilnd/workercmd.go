@@ -13,7 +13,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"kiln/cmd/cli"
-	"kiln/worker"
 )
 
 type workerCmd struct {
@@ -64,11 +63,11 @@ func (w *workerCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) erro
 	defer func() { _ = service.close() }()
 	monitor.ready.Store(true)
 	log.Info().Str("nats", cli.RedactURL(w.NATS.Server())).Int("slots", w.Worker.Slots).Str("http", monitor.addr).Msg("worker is ready")
-	return untilSignal(ctx, service.worker, log)
+	return untilSignal(ctx, service, log)
 }
 
-// untilSignal runs the worker; the first signal is a soft stop, the second a hard one.
-func untilSignal(ctx context.Context, w *worker.Worker, log zerolog.Logger) error {
+// untilSignal runs worker and trigger; the first signal is a soft stop, the second a hard one.
+func untilSignal(ctx context.Context, w *service, log zerolog.Logger) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)

@@ -1,8 +1,12 @@
-// Package client is what a Go program imports to request images and follow them:
+// Package client is what a Go program imports to request images and runs, and to follow
+// them:
 //
 //	c, err := client.New(nc)
 //	ticket, err := c.RequestBuild(ctx, events.BuildRequest{Function: function})
 //	result, err := c.Await(ctx, ticket)
+//
+//	ticket, err = c.RequestRun(ctx, events.RunRequest{Function: function, AutoBuild: new(events.Flag(true))})
+//	run, err := c.AwaitRun(ctx, ticket)
 //
 // What it says of requests is read from the stream of events, so that it agrees
 // with what every other subscriber sees.
@@ -64,6 +68,8 @@ type Ticket struct {
 	ID string
 	// Sequence is the request's position in the stream; 0 is unknown.
 	Sequence uint64
+	// Since is a time before the request, to read from where Sequence is unknown.
+	Since time.Time
 }
 
 // RequestOption changes one request or cancel.
@@ -153,14 +159,19 @@ func (c *Client) Await(ctx context.Context, t Ticket) (Result, error) {
 // visit returns false, the terminal event was visited, or ctx ends (then with ctx's
 // error). A terminal event that cannot be read is an error, not an endless wait.
 func (c *Client) Watch(ctx context.Context, t Ticket, visit func(events.Event) bool) error {
+	return c.watch(ctx, t, emitted(), requestOf, visit)
+}
+
+// watch visits the events of the given types whose subject is the ticket's.
+func (c *Client) watch(ctx context.Context, t Ticket, types []events.Type, subjectOf func(events.Event) string, visit func(events.Event) bool) error {
 	var unreadable error
-	err := c.bus.Follow(ctx, emitted(), natsbus.Start{Sequence: t.Sequence}, func(m events.Message) bool {
+	err := c.bus.Follow(ctx, types, natsbus.Start{Sequence: t.Sequence, Time: t.Since}, func(m events.Message) bool {
 		e, err := events.Decode(m)
 		if err != nil && e.Type.Terminal() && e.ID == events.EventID(t.ID, e.Type, 0) {
-			unreadable = fmt.Errorf("the request ended with a %s that cannot be read; a newer Kiln may have written it: %w", e.Type, err)
+			unreadable = fmt.Errorf("%s ended with a %s that cannot be read; a newer Kiln may have written it: %w", t.ID, e.Type, err)
 			return false
 		}
-		if err != nil || requestOf(e) != t.ID {
+		if err != nil || subjectOf(e) != t.ID {
 			return true
 		}
 		return visit(e) && !e.Type.Terminal()

@@ -87,7 +87,11 @@ func TestProvisionCreatesThenChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []string{"stream BUILD", "stream BUILD_LOG", "consumer BUILD/build-workers", "consumer BUILD/build-cancels", "bucket KILN_LEDGER", "bucket KILN_BACKLOG", "bucket KILN_CONTEXT"}
+	all := []string{
+		"stream BUILD", "stream BUILD_LOG", "stream RUN", "stream RUN_LOG", "consumer BUILD/build-workers", "consumer BUILD/build-cancels",
+		"consumer RUN/run-triggers", "consumer RUN/run-cancels", "consumer BUILD/run-builds",
+		"bucket KILN_LEDGER", "bucket KILN_BACKLOG", "bucket KILN_CONTEXT", "bucket KILN_RUNS",
+	}
 	first, err := natsbus.Provision(t.Context(), bus.JetStream(), natsbus.Topology{})
 	if err != nil {
 		t.Fatal(err)
@@ -111,10 +115,15 @@ func TestDriftIsShownAndNothingIsChanged(t *testing.T) {
 	}
 	want := []natsbus.Difference{
 		{Object: "stream BUILD", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit BUILD --max-age=1h0m0s"},
+		{Object: "stream RUN", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit RUN --max-age=1h0m0s"},
 		{Object: "consumer build-workers", Field: "ack wait", Want: "1m0s", Have: "30s", Repair: "nats consumer edit BUILD build-workers --wait=1m0s"},
 		{Object: "consumer build-cancels", Field: "ack wait", Want: "1m0s", Have: "30s", Repair: "nats consumer edit BUILD build-cancels --wait=1m0s"},
+		{Object: "consumer run-triggers", Field: "ack wait", Want: "1m0s", Have: "30s", Repair: "nats consumer edit RUN run-triggers --wait=1m0s"},
+		{Object: "consumer run-cancels", Field: "ack wait", Want: "1m0s", Have: "30s", Repair: "nats consumer edit RUN run-cancels --wait=1m0s"},
+		{Object: "consumer run-builds", Field: "ack wait", Want: "1m0s", Have: "30s", Repair: "nats consumer edit BUILD run-builds --wait=1m0s"},
 		{Object: "bucket KILN_LEDGER", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit KV_KILN_LEDGER --max-age=1h0m0s"},
 		{Object: "bucket KILN_BACKLOG", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit KV_KILN_BACKLOG --max-age=1h0m0s"},
+		{Object: "bucket KILN_RUNS", Field: "max age", Want: "1h0m0s", Have: "720h0m0s", Repair: "nats stream edit KV_KILN_RUNS --max-age=1h0m0s"},
 	}
 	if diff := cmp.Diff(want, drift.Differences); diff != "" {
 		t.Errorf("differences (-want +got):\n%s", diff)
@@ -152,7 +161,9 @@ func TestUnprovisionedServerSaysWhatToDo(t *testing.T) {
 	_, cancelErr := bus.Cancels(t.Context())
 	_, ledgerErr := bus.Ledger(t.Context())
 	_, backlogErr := bus.Backlog(t.Context())
-	for _, err := range []error{queueErr, cancelErr, ledgerErr, backlogErr} {
+	_, runsErr := bus.Runs(t.Context())
+	_, runRequestsErr := bus.RunRequests(t.Context())
+	for _, err := range []error{queueErr, cancelErr, ledgerErr, backlogErr, runsErr, runRequestsErr} {
 		if err == nil || !strings.Contains(err.Error(), "kiln provision") {
 			t.Errorf("error = %v, want one that names kiln provision", err)
 		}

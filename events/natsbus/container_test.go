@@ -207,7 +207,7 @@ func survive(t *testing.T, url string, topology natsbus.Topology, down, up func(
 		t.Errorf("requests (-want +got):\n%s", diff)
 	}
 	report, err := natsbus.Provision(ctx, bus.JetStream(), topology)
-	if err != nil || len(report.Unchanged) != 7 {
+	if err != nil || len(report.Unchanged) != 13 {
 		t.Errorf("Provision() after the restart = %+v, %v", report, err)
 	}
 }

@@ -2,6 +2,7 @@ package natsbus
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,7 +99,7 @@ func streamDrift(object string, want, have jetstream.StreamConfig) []Difference 
 		d.compare("message TTL", "", want.AllowMsgTTL, have.AllowMsgTTL)
 		d.compare("marker TTL", "subject-del-markers-ttl=", want.SubjectDeleteMarkerTTL, have.SubjectDeleteMarkerTTL)
 	}
-	if want.Replicas > 1 && !strings.HasSuffix(want.Name, "BUILD_LOG") {
+	if want.Replicas > 1 && !strings.HasSuffix(want.Name, "_LOG") {
 		d.compare("direct reads", "no-allow-direct", want.AllowDirect, have.AllowDirect)
 	}
 	return d.found
@@ -109,7 +110,7 @@ func consumerDrift(stream string, want, have jetstream.ConsumerConfig) []Differe
 		object: "consumer " + want.Name, edit: "nats consumer edit " + stream + " " + want.Name,
 		recreate: "cannot be edited: wait until no request is open, `nats consumer rm " + stream + " " + want.Name + "`, then provision",
 	}
-	d.compare("filter", "filter=", want.FilterSubject, strings.Join(append(have.FilterSubjects, nonEmpty(have.FilterSubject)...), ","))
+	d.compare("filter", "filter=", filters(want), filters(have))
 	d.compare("deliver policy", "", want.DeliverPolicy, have.DeliverPolicy)
 	d.compare("ack policy", "", want.AckPolicy, have.AckPolicy)
 	d.compare("ack wait", "wait=", want.AckWait, have.AckWait)
@@ -123,9 +124,11 @@ func consumerDrift(stream string, want, have jetstream.ConsumerConfig) []Differe
 	return d.found
 }
 
-func nonEmpty(s string) []string {
-	if s == "" {
-		return nil
+// filters are the subjects of a consumer, wherever they stand.
+func filters(c jetstream.ConsumerConfig) string {
+	all := slices.Clone(c.FilterSubjects)
+	if c.FilterSubject != "" {
+		all = append(all, c.FilterSubject)
 	}
-	return []string{s}
+	return strings.Join(all, ",")
 }

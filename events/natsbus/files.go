@@ -11,7 +11,8 @@ import (
 // the tools of the field:
 //
 //   - "<stream>.json" for `nats stream add --config`, the buckets' too;
-//   - "build-workers.json" and "build-cancels.json" for `nats consumer add --config`;
+//   - "build-workers.json", "run-triggers.json" and so on for `nats consumer add --config`,
+//     of the stream that their subjects say;
 //   - "roles.conf" to be included into the configuration of a nats-server: one variable
 //     with the permissions of each Role.
 //
@@ -24,8 +25,8 @@ func (t Topology) Files() (map[string][]byte, error) {
 	t = t.withDefaults()
 	files := map[string][]byte{RolesFile: t.roles()}
 	configs := map[string]any{}
-	for _, consumer := range t.consumerConfigs() {
-		configs[consumer.Name] = consumer
+	for _, consumer := range t.consumers() {
+		configs[consumer.config.Name] = consumer.config
 	}
 	for _, stream := range append(t.streams(), t.buckets()...) {
 		configs[stream.config.Name] = stream.config

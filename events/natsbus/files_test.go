@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -40,12 +41,12 @@ func TestWhatTheFilesMakeHasNoDrift(t *testing.T) {
 	for _, topology := range []natsbus.Topology{{}, {Prefix: "acme.dev", MaxAckPending: 7}} {
 		js := must(jetstream.New(connect(t, startServer(t, nil))))
 		var consumers []jetstream.ConsumerConfig
-		stream := ""
+		var build, run string
 		for name, raw := range filesOf(t, topology) {
 			var cfg jetstream.StreamConfig
 			switch name {
 			case natsbus.RolesFile:
-			case "build-workers.json", "build-cancels.json":
+			case "build-workers.json", "build-cancels.json", "run-triggers.json", "run-cancels.json", "run-builds.json":
 				var consumer jetstream.ConsumerConfig
 				strictly(t, raw, &consumer)
 				consumers = append(consumers, consumer)
@@ -54,18 +55,25 @@ func TestWhatTheFilesMakeHasNoDrift(t *testing.T) {
 				if _, err := js.CreateStream(t.Context(), cfg); err != nil {
 					t.Fatal(err)
 				}
-				if cfg.Subjects[0] == topology.Subjects().AllBuilds() {
-					stream = cfg.Name
+				switch cfg.Subjects[0] {
+				case topology.Subjects().AllBuilds():
+					build = cfg.Name
+				case topology.Subjects().AllRuns():
+					run = cfg.Name
 				}
 			}
 		}
 		for _, consumer := range consumers {
+			stream := build
+			if strings.HasPrefix(consumer.FilterSubject, strings.TrimSuffix(topology.Subjects().AllRuns(), "*")) {
+				stream = run
+			}
 			if _, err := js.CreateConsumer(t.Context(), stream, consumer); err != nil {
 				t.Fatal(err)
 			}
 		}
 		report, err := natsbus.Provision(t.Context(), js, topology)
-		if err != nil || len(report.Created) != 0 || len(report.Unchanged) != 7 {
+		if err != nil || len(report.Created) != 0 || len(report.Unchanged) != 13 {
 			t.Errorf("Provision after the files = %+v, %v", report, err)
 		}
 	}
@@ -81,7 +89,7 @@ func TestFaultyTopologyHasNoFiles(t *testing.T) {
 func filesOf(t *testing.T, topology natsbus.Topology) map[string][]byte {
 	t.Helper()
 	files, err := topology.Files()
-	if err != nil || len(files) != 8 {
+	if err != nil || len(files) != 14 {
 		t.Fatalf("Files() = %d files, %v", len(files), err)
 	}
 	return files
@@ -101,7 +109,10 @@ func TestInspectSaysWhatIsMissingAndWhatDiffersAndCreatesNothing(t *testing.T) {
 	js := must(jetstream.New(connect(t, startServer(t, nil))))
 	for range 2 {
 		got, err := natsbus.Inspect(t.Context(), js, natsbus.Topology{})
-		want := natsbus.Inspection{Missing: []string{"stream BUILD", "stream BUILD_LOG", "bucket KILN_LEDGER", "bucket KILN_BACKLOG", "bucket KILN_CONTEXT", "consumer BUILD/build-workers", "consumer BUILD/build-cancels"}}
+		want := natsbus.Inspection{Missing: []string{
+			"stream BUILD", "stream BUILD_LOG", "stream RUN", "stream RUN_LOG", "bucket KILN_LEDGER", "bucket KILN_BACKLOG", "bucket KILN_CONTEXT", "bucket KILN_RUNS",
+			"consumer BUILD/build-workers", "consumer BUILD/build-cancels", "consumer RUN/run-triggers", "consumer RUN/run-cancels", "consumer BUILD/run-builds",
+		}}
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
@@ -110,7 +121,7 @@ func TestInspectSaysWhatIsMissingAndWhatDiffersAndCreatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := natsbus.Inspect(t.Context(), js, natsbus.Topology{MaxAckPending: 3})
-	if err != nil || len(got.Present) != 7 || len(got.Missing) != 0 || len(got.Differences) != 2 || got.Differences[0].Field != "max ack pending" {
+	if err != nil || len(got.Present) != 13 || len(got.Missing) != 0 || len(got.Differences) != 5 || got.Differences[0].Field != "max ack pending" {
 		t.Errorf("Inspect() = %+v, %v", got, err)
 	}
 }

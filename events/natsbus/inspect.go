@@ -36,9 +36,9 @@ func Inspect(ctx context.Context, js jetstream.JetStream, t Topology) (Inspectio
 			found.Differences = append(found.Differences, streamDrift(want.name, want.config, stream.CachedInfo().Config)...)
 		}
 	}
-	for _, want := range t.consumerConfigs() {
-		object := "consumer " + t.buildStream() + "/" + want.Name
-		consumer, err := js.Consumer(ctx, t.buildStream(), want.Name)
+	for _, want := range t.consumers() {
+		object := "consumer " + want.stream + "/" + want.config.Name
+		consumer, err := js.Consumer(ctx, want.stream, want.config.Name)
 		switch {
 		case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
 			found.Missing = append(found.Missing, object)
@@ -46,7 +46,7 @@ func Inspect(ctx context.Context, js jetstream.JetStream, t Topology) (Inspectio
 			return found, fmt.Errorf("look at %s: %w", object, explain(err))
 		default:
 			found.Present = append(found.Present, object)
-			found.Differences = append(found.Differences, consumerDrift(t.buildStream(), want, consumer.CachedInfo().Config)...)
+			found.Differences = append(found.Differences, consumerDrift(want.stream, want.config, consumer.CachedInfo().Config)...)
 		}
 	}
 	return found, nil

@@ -66,8 +66,11 @@ func TestFaultyTopologyReportsEveryFault(t *testing.T) {
 func TestPrefixNamesEverything(t *testing.T) {
 	t.Parallel()
 	topology := Topology{Prefix: "acme.team-1"}.withDefaults()
-	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0], topology.consumerConfigs()[0].FilterSubject, topology.consumerConfigs()[1].FilterSubject, topology.backlogConfig().Name}
-	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*", "acme.team-1.build.requested", "acme.team-1.build.cancel", "KV_ACME_TEAM-1_KILN_BACKLOG"}
+	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0], topology.consumers()[0].config.FilterSubject, topology.consumers()[1].config.FilterSubject, topology.backlogConfig().Name,
+		topology.runStream(), topology.runLogStream(), topology.runsConfig().Name, topology.runConfig().Subjects[0], topology.runLogConfig().Subjects[0], topology.consumers()[2].config.FilterSubject,
+		topology.consumers()[4].config.FilterSubjects[0]}
+	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*", "acme.team-1.build.requested", "acme.team-1.build.cancel", "KV_ACME_TEAM-1_KILN_BACKLOG",
+		"ACME_TEAM-1_RUN", "ACME_TEAM-1_RUN_LOG", "KV_ACME_TEAM-1_KILN_RUNS", "acme.team-1.run.*", "acme.team-1.run.log.*", "acme.team-1.run.requested", "acme.team-1.build.completed"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
@@ -100,8 +103,8 @@ func TestDriftNamesEachDangerousField(t *testing.T) {
 		checkDrift(t, field, streamDrift("stream BUILD", topology.buildConfig(), have))
 	}
 	for field, change := range map[string]func(*jetstream.ConsumerConfig){
-		"filter":             func(c *jetstream.ConsumerConfig) { c.FilterSubject = "" },
-		"deliver policy":     func(c *jetstream.ConsumerConfig) { c.DeliverPolicy = jetstream.DeliverNewPolicy },
+		"filter":             func(c *jetstream.ConsumerConfig) { c.FilterSubject, c.FilterSubjects = "", nil },
+		"deliver policy":     func(c *jetstream.ConsumerConfig) { c.DeliverPolicy = jetstream.DeliverLastPolicy },
 		"ack policy":         func(c *jetstream.ConsumerConfig) { c.AckPolicy = jetstream.AckAllPolicy },
 		"ack wait":           func(c *jetstream.ConsumerConfig) { c.AckWait = time.Second },
 		"backoff steps":      func(c *jetstream.ConsumerConfig) { c.BackOff = []time.Duration{1} },
@@ -112,10 +115,10 @@ func TestDriftNamesEachDangerousField(t *testing.T) {
 		"inactive threshold": func(c *jetstream.ConsumerConfig) { c.InactiveThreshold = time.Hour },
 		"pushes to":          func(c *jetstream.ConsumerConfig) { c.DeliverSubject = "x" },
 	} {
-		for _, want := range topology.consumerConfigs() {
-			have := want
+		for _, want := range topology.consumers() {
+			have := want.config
 			change(&have)
-			checkDrift(t, field, consumerDrift("BUILD", want, have))
+			checkDrift(t, field, consumerDrift(want.stream, want.config, have))
 		}
 	}
 	for field, change := range map[string]func(*jetstream.StreamConfig){
@@ -296,7 +299,7 @@ func TestReadersLeaveNoConsumerBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := stream.CachedInfo().State.Consumers; n != 2 {
+	if n := stream.CachedInfo().State.Consumers; n != 3 {
 		t.Errorf("the stream has %d consumers, want the workers' only", n)
 	}
 }

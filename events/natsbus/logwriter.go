@@ -42,7 +42,9 @@ type logWriter struct {
 	full    chan struct{}
 	closing chan struct{}
 	closed  sync.Once
-	done    chan struct{}
+	// left is set before closing is closed, when the log has no end yet.
+	left bool
+	done chan struct{}
 }
 
 func newLogWriter(js jetstream.JetStream, subject, attempt string) *logWriter {
@@ -96,8 +98,16 @@ func signal(c chan<- struct{}) {
 }
 
 // Close ends the log.
-func (w *logWriter) Close() error {
-	w.closed.Do(func() { close(w.closing) })
+func (w *logWriter) Close() error { return w.end(false) }
+
+// Leave stores what there is and leaves the log to another writer.
+func (w *logWriter) Leave() error { return w.end(true) }
+
+func (w *logWriter) end(left bool) error {
+	w.closed.Do(func() {
+		w.left = left
+		close(w.closing)
+	})
 	deadline := time.AfterFunc(logClose, w.cancel)
 	defer deadline.Stop()
 	<-w.done
@@ -130,7 +140,9 @@ func (w *logWriter) pump(ctx context.Context) {
 			}
 		}
 	}
-	w.publish(ctx, nil, nats.Header{headerAttempt: {w.attempt}, headerLogEnd: {"true"}})
+	if !w.left {
+		w.publish(ctx, nil, nats.Header{headerAttempt: {w.attempt}, headerLogEnd: {"true"}})
+	}
 }
 
 // take cuts the next chunk off the backlog: whole lines, unless it is the last or a

@@ -48,13 +48,13 @@ func Provision(ctx context.Context, js jetstream.JetStream, t Topology) (Report,
 	if err := streams(t.streams()); err != nil {
 		return report, err
 	}
-	for _, want := range t.consumerConfigs() {
-		have, created, err := ensureConsumer(ctx, js, t.buildStream(), want)
+	for _, want := range t.consumers() {
+		have, created, err := ensureConsumer(ctx, js, want.stream, want.config)
 		if err != nil {
 			return report, err
 		}
-		report.note(created, "consumer "+t.buildStream()+"/"+want.Name)
-		drift = append(drift, consumerDrift(t.buildStream(), want, have)...)
+		report.note(created, "consumer "+want.stream+"/"+want.config.Name)
+		drift = append(drift, consumerDrift(want.stream, want.config, have)...)
 	}
 	if err := streams(t.buckets()); err != nil {
 		return report, err

@@ -12,7 +12,7 @@ import (
 	"kiln/events"
 )
 
-// Queue fetches requests, or cancels, one per call; nothing is prefetched. Safe for
+// Queue fetches requests, cancels or results, one per call; nothing is prefetched. Safe for
 // concurrent use.
 type Queue struct {
 	nc       *nats.Conn
@@ -39,17 +39,21 @@ func pullOptions(ctx context.Context) []jetstream.FetchOpt {
 }
 
 // Queue binds to the workers' consumer of requests. It fails if that was not provisioned.
-func (b *Bus) Queue(ctx context.Context) (*Queue, error) { return b.queue(ctx, requestConsumer) }
+func (b *Bus) Queue(ctx context.Context) (*Queue, error) {
+	return b.queue(ctx, b.topology.buildStream(), requestConsumer)
+}
 
 // Cancels binds to the workers' consumer of cancels, as Queue does to that of requests.
-func (b *Bus) Cancels(ctx context.Context) (*Queue, error) { return b.queue(ctx, cancelConsumer) }
+func (b *Bus) Cancels(ctx context.Context) (*Queue, error) {
+	return b.queue(ctx, b.topology.buildStream(), cancelConsumer)
+}
 
-func (b *Bus) queue(ctx context.Context, name string) (*Queue, error) {
-	stream, err := b.js.Stream(ctx, b.topology.buildStream())
+func (b *Bus) queue(ctx context.Context, streamName, name string) (*Queue, error) {
+	stream, err := b.js.Stream(ctx, streamName)
 	if err != nil {
-		return nil, missing("stream "+b.topology.buildStream(), err)
+		return nil, missing("stream "+streamName, err)
 	}
-	consumer, err := b.js.Consumer(ctx, b.topology.buildStream(), name)
+	consumer, err := b.js.Consumer(ctx, streamName, name)
 	if err != nil {
 		return nil, missing("consumer "+name, err)
 	}

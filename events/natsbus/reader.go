@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,7 +21,8 @@ type Start struct {
 }
 
 // Scan calls visit for the stored events of the given types, oldest first, up to
-// the newest one at the time of the call, until visit returns false.
+// the newest one at the time of the call, until visit returns false. The types are of
+// builds or of runs: these have streams of their own.
 func (b *Bus) Scan(ctx context.Context, types []events.Type, start Start, visit func(events.Message) bool) error {
 	return b.read(ctx, types, start, false, visit)
 }
@@ -34,10 +36,14 @@ func (b *Bus) Follow(ctx context.Context, types []events.Type, start Start, visi
 
 func (b *Bus) read(ctx context.Context, types []events.Type, start Start, follow bool, visit func(events.Message) bool) error {
 	subjects := make([]string, 0, len(types))
+	stream := b.topology.buildStream()
 	for _, t := range types {
 		subjects = append(subjects, b.Subjects().Of(t))
+		if slices.Contains(events.RunTypes(), t) {
+			stream = b.topology.runStream()
+		}
 	}
-	r := reader{js: b.js, stream: b.topology.buildStream(), subjects: subjects, start: start, follow: follow}
+	r := reader{js: b.js, stream: stream, subjects: subjects, start: start, follow: follow}
 	return r.run(ctx, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) bool {
 		return visit(toMessage(msg, meta))
 	})

@@ -13,7 +13,7 @@ type Role string
 
 // Roles.
 const (
-	// RolePublisher requests images, from any NATS client, and reads nothing.
+	// RolePublisher requests images and runs, from any NATS client, and reads nothing.
 	RolePublisher Role = "publisher"
 	// RoleSubscriber hears results and log lines while they are published, and
 	// publishes nothing.
@@ -51,16 +51,19 @@ func (t Topology) Permissions(role Role) Permissions {
 	t = t.withDefaults()
 	switch role {
 	case RolePublisher:
-		return Permissions{Publish: []string{t.Subjects().Of(events.TypeBuildRequested)}, Subscribe: []string{"_INBOX.>"}}
+		return Permissions{
+			Publish:   []string{t.Subjects().Of(events.TypeBuildRequested), t.Subjects().Of(events.TypeRunRequested)},
+			Subscribe: []string{"_INBOX.>"},
+		}
 	case RoleSubscriber:
-		return Permissions{Subscribe: append(t.results(), t.Subjects().AllLogs())}
+		return Permissions{Subscribe: append(t.results(), t.logs()...)}
 	case RoleClient:
 		return Permissions{
-			Publish: slices.Concat([]string{t.Subjects().Of(events.TypeBuildRequested), t.Subjects().Of(events.TypeBuildCancel)},
-				reads(t.buildStream()), reads(t.logStream()), t.uploads()),
+			Publish: slices.Concat(t.asked(), reads(t.buildStream()), reads(t.logStream()),
+				reads(t.runStream()), reads(t.runLogStream()), t.uploads()),
 			// Readers' consumers have random names. These belong to the workers.
 			DenyPublish: append(t.changeConsumers(), t.eachConsumer("CONSUMER.MSG.NEXT")...),
-			Subscribe:   append(t.results(), t.Subjects().AllLogs(), t.InboxPrefix(role)+".>"),
+			Subscribe:   slices.Concat(t.results(), t.logs(), []string{t.InboxPrefix(role) + ".>"}),
 		}
 	case RoleWorker:
 		return t.workerPermissions()
@@ -74,16 +77,19 @@ func (t Topology) Permissions(role Role) Permissions {
 }
 
 func (t Topology) workerPermissions() Permissions {
-	build := t.buildStream()
+	build, run := t.buildStream(), t.runStream()
 	return Permissions{
 		Publish: slices.Concat(
-			t.results(), []string{t.Subjects().Of(events.TypeBuildDead), t.Subjects().AllLogs()},
+			t.results(), []string{t.Subjects().Of(events.TypeBuildDead)}, t.logs(),
+			// Images that runs need, and do not need any more.
+			[]string{t.Subjects().Of(events.TypeBuildRequested), t.Subjects().Of(events.TypeBuildCancel)},
 			// Taking and answering requests and cancels, and reading a request again.
-			t.eachConsumer("CONSUMER.INFO"), t.eachConsumer("CONSUMER.MSG.NEXT"), acks(build),
+			t.eachConsumer("CONSUMER.INFO"), t.eachConsumer("CONSUMER.MSG.NEXT"), t.acks(),
 			[]string{api("STREAM.INFO", build), api("STREAM.MSG.GET", build)}, reads(build),
-			t.records(t.ledger()), t.records(t.backlog()), t.downloads(),
+			[]string{api("STREAM.INFO", run), api("STREAM.MSG.GET", run)}, reads(run), reads(t.runLogStream()),
+			t.records(t.ledger()), t.records(t.backlog()), t.records(t.runs()), t.downloads(),
 			// What `kiln doctor` looks at.
-			[]string{api("INFO"), api("STREAM.INFO", t.logStream())},
+			[]string{api("INFO"), api("STREAM.INFO", t.logStream()), api("STREAM.INFO", t.runLogStream())},
 		),
 		DenyPublish: t.changeConsumers(),
 		Subscribe:   []string{t.InboxPrefix(RoleWorker) + ".>"},
@@ -95,7 +101,8 @@ func (t Topology) operatorPermissions() Permissions {
 		Publish:   []string{api("INFO"), api("STREAM.NAMES"), api("STREAM.LIST")},
 		Subscribe: []string{t.InboxPrefix(RoleOperator) + ".>"},
 	}
-	for _, stream := range []string{t.buildStream(), t.logStream(), bucketStream(t.ledger()), bucketStream(t.backlog()), objectStream(t.contexts())} {
+	for _, object := range append(t.streams(), t.buckets()...) {
+		stream := object.config.Name
 		p.Publish = append(p.Publish, api("STREAM.*", stream), api("STREAM.MSG.*", stream), api("CONSUMER.NAMES", stream), api("CONSUMER.LIST", stream))
 	}
 	p.Publish = slices.Concat(p.Publish, t.changeConsumers(), t.eachConsumer("CONSUMER.INFO"), t.eachConsumer("CONSUMER.PAUSE"))
@@ -114,19 +121,30 @@ func (t Topology) InboxPrefix(role Role) string {
 // results are the subjects of the events that workers emit for requesters. build.dead is
 // none: it repeats what was requested, for operators.
 func (t Topology) results() []string {
-	s := t.Subjects()
-	return []string{
-		s.Of(events.TypeBuildQueued), s.Of(events.TypeBuildStarted), s.Of(events.TypeBuildCompleted),
-		s.Of(events.TypeBuildFailed), s.Of(events.TypeBuildCanceled),
-	}
+	return t.subjects(func(typ events.Type) bool { return !typ.Asked() && typ != events.TypeBuildDead })
 }
+
+// asked are the subjects of what requesters publish.
+func (t Topology) asked() []string { return t.subjects(events.Type.Asked) }
+
+func (t Topology) subjects(of func(events.Type) bool) []string {
+	var all []string
+	for _, typ := range events.Types() {
+		if of(typ) {
+			all = append(all, t.Subjects().Of(typ))
+		}
+	}
+	return all
+}
+
+func (t Topology) logs() []string { return []string{t.Subjects().AllLogs(), t.Subjects().AllRunLogs()} }
 
 // eachConsumer is what an action of the API takes on each of the workers' consumers.
 func (t Topology) eachConsumer(action string, rest ...string) []string {
-	all := t.consumerConfigs()
+	all := t.consumers()
 	out := make([]string, 0, len(all))
 	for _, consumer := range all {
-		out = append(out, api(append([]string{action, t.buildStream(), consumer.Name}, rest...)...))
+		out = append(out, api(append([]string{action, consumer.stream, consumer.config.Name}, rest...)...))
 	}
 	return out
 }
@@ -167,9 +185,10 @@ func api(parts ...string) string { return "$JS.API." + strings.Join(parts, ".") 
 
 // acks are what is published to answer a delivery; the server's feature flag
 // js_ack_fc_v2 puts domain and account before the stream.
-func acks(stream string) []string {
-	of := func(consumer string) []string {
-		return []string{fmt.Sprintf("$JS.ACK.%s.%s.>", stream, consumer), fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", stream, consumer)}
+func (t Topology) acks() []string {
+	var all []string
+	for _, c := range t.consumers() {
+		all = append(all, fmt.Sprintf("$JS.ACK.%s.%s.>", c.stream, c.config.Name), fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", c.stream, c.config.Name))
 	}
-	return append(of(requestConsumer), of(cancelConsumer)...)
+	return all
 }

@@ -73,14 +73,15 @@ func TestRolesSufficeForTheLifeOfARequest(t *testing.T) {
 			must(bus.JetStream().Publish(t.Context(), subject, []byte("x")))
 		}
 	}
-	publish(client, "build.requested", "build.cancel")
-	publish(worker, "build.queued", "build.canceled", "build.dead")
+	publish(client, "build.requested", "build.cancel", "run.requested", "run.cancel")
+	publish(worker, "build.queued", "build.canceled", "build.dead", "build.requested", "build.cancel", "run.waiting", "run.failed", "run.log.x")
 	if got := []string{<-heard, <-heard}; !slices.Contains(got, "build.queued") || !slices.Contains(got, "build.canceled") {
 		t.Errorf("the subscriber heard %s", got)
 	}
 
 	requests, cancels := must(worker.Queue(t.Context())), must(worker.Cancels(t.Context()))
-	for _, queue := range []*natsbus.Queue{requests, cancels} {
+	runs, runCancels, builds := must(worker.RunRequests(t.Context())), must(worker.RunCancels(t.Context())), must(worker.RunBuilds(t.Context()))
+	for _, queue := range []*natsbus.Queue{requests, cancels, runs, runCancels, builds} {
 		d := must(queue.Next(t.Context()))
 		must(queue.Read(t.Context(), d.Sequence()))
 		must(queue.Pending(t.Context()))
@@ -89,7 +90,7 @@ func TestRolesSufficeForTheLifeOfARequest(t *testing.T) {
 		}
 	}
 	watchesAsWorker(t, worker)
-	if found, err := natsbus.Inspect(t.Context(), worker.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 7 {
+	if found, err := natsbus.Inspect(t.Context(), worker.JetStream(), natsbus.Topology{}); err != nil || len(found.Present) != 13 {
 		t.Errorf("Inspect() = %+v, %v", found, err)
 	}
 	var dead []string
@@ -143,7 +144,10 @@ func TestOnlyWorkersTouchTheBacklogAndTheCancels(t *testing.T) {
 	s := startWithRoles(t)
 	const c, w, o = natsbus.RoleClient, natsbus.RoleWorker, natsbus.RoleOperator
 	for subject, may := range map[string][]natsbus.Role{
-		"build.cancel": {c}, "build.queued": {w}, "build.canceled": {w}, "build.dead": {w},
+		"build.requested": {natsbus.RolePublisher, c, w}, "build.cancel": {c, w}, "build.queued": {w}, "build.canceled": {w}, "build.dead": {w},
+		"run.requested": {natsbus.RolePublisher, c}, "run.cancel": {c}, "run.waiting": {w}, "run.completed": {w}, "run.log.x": {w},
+		"$KV.KILN_RUNS.run.x": {w}, "$JS.API.CONSUMER.MSG.NEXT.RUN.run-triggers": {w}, "$JS.API.CONSUMER.DELETE.RUN.run-cancels": {o},
+		"$JS.API.CONSUMER.CREATE.RUN.x": {c, w}, "$JS.API.CONSUMER.CREATE.RUN_LOG.x": {c, w}, "$JS.ACK.BUILD.run-builds.1.1.1.1.0": {w},
 		"$KV.KILN_BACKLOG.request.1": {w}, "$JS.API.STREAM.MSG.GET.KV_KILN_BACKLOG": {w, o}, "$JS.API.STREAM.INFO.KV_KILN_BACKLOG": {w, o},
 		"$JS.API.CONSUMER.CREATE.KV_KILN_BACKLOG.x": {w}, "$JS.API.CONSUMER.CREATE.KV_KILN_LEDGER.x": {w}, "$JS.API.STREAM.PURGE.KV_KILN_BACKLOG": {o},
 		"$JS.API.STREAM.MSG.GET.BUILD": {w, o}, "$JS.API.STREAM.MSG.DELETE.BUILD": {o},

@@ -22,9 +22,9 @@ type Topology struct {
 	Prefix string
 	// Replicas of streams and buckets: 1, 3 or 5. Defaults to 1.
 	Replicas int
-	// MaxAge keeps events and ledger records. Defaults to 30 days.
+	// MaxAge keeps events and the records of ledger, backlog and runs. Defaults to 30 days.
 	MaxAge time.Duration
-	// LogMaxAge keeps build logs. Defaults to 7 days.
+	// LogMaxAge keeps logs of builds and runs. Defaults to 7 days.
 	LogMaxAge time.Duration
 	// ContextMaxAge keeps uploaded build contexts. Defaults to 7 days.
 	ContextMaxAge time.Duration
@@ -127,6 +127,12 @@ const (
 	cancelConsumer  = "build-cancels"
 )
 
+// consumer is a consumer and the stream that it is of.
+type consumer struct {
+	stream string
+	config jetstream.ConsumerConfig
+}
+
 // unlimited is what the server makes of a limit of 0.
 const unlimited = -1
 
@@ -153,12 +159,12 @@ func (t Topology) logConfig() jetstream.StreamConfig {
 	}
 }
 
-// consumerConfigs are the workers' consumers of the build stream.
-func (t Topology) consumerConfigs() []jetstream.ConsumerConfig {
-	return []jetstream.ConsumerConfig{
-		t.consumerConfig(requestConsumer, events.TypeBuildRequested, "Kiln: every worker fetches requests from here"),
-		t.consumerConfig(cancelConsumer, events.TypeBuildCancel, "Kiln: every worker fetches cancels from here"),
-	}
+// consumers are those of the workers, in the order in which they are reported.
+func (t Topology) consumers() []consumer {
+	return append([]consumer{
+		{t.buildStream(), t.consumerConfig(requestConsumer, events.TypeBuildRequested, "Kiln: every worker fetches requests from here")},
+		{t.buildStream(), t.consumerConfig(cancelConsumer, events.TypeBuildCancel, "Kiln: every worker fetches cancels from here")},
+	}, t.runConsumers()...)
 }
 
 // consumerConfig leaves BackOff empty, since it would replace AckWait, and MaxDeliver
@@ -187,7 +193,10 @@ const markerTTL = 10 * time.Minute
 // backlogConfig is the ledger's, but deleted keys leave nothing behind, and one that is
 // too old is as deleted as any other.
 func (t Topology) backlogConfig() jetstream.StreamConfig {
-	cfg := t.bucketConfig(t.backlog(), "Kiln: accepted requests that are not finished")
+	return forgetting(t.bucketConfig(t.backlog(), "Kiln: accepted requests that are not finished"))
+}
+
+func forgetting(cfg jetstream.StreamConfig) jetstream.StreamConfig {
 	cfg.AllowMsgTTL, cfg.SubjectDeleteMarkerTTL = true, markerTTL
 	return cfg
 }
@@ -221,7 +230,12 @@ type object struct {
 }
 
 func (t Topology) streams() []object {
-	return []object{{"stream " + t.buildStream(), t.buildConfig()}, {"stream " + t.logStream(), t.logConfig()}}
+	return []object{
+		{"stream " + t.buildStream(), t.buildConfig()},
+		{"stream " + t.logStream(), t.logConfig()},
+		{"stream " + t.runStream(), t.runConfig()},
+		{"stream " + t.runLogStream(), t.runLogConfig()},
+	}
 }
 
 func (t Topology) buckets() []object {
@@ -229,6 +243,7 @@ func (t Topology) buckets() []object {
 		{"bucket " + t.ledger(), t.ledgerConfig()},
 		{"bucket " + t.backlog(), t.backlogConfig()},
 		{"bucket " + t.contexts(), t.contextConfig()},
+		{"bucket " + t.runs(), t.runsConfig()},
 	}
 }
 
