@@ -28,6 +28,7 @@ import (
 //	bundle/      what the OCI runtime reads, and the pid of the container
 //	upper/ work/ what the process changes of the image
 //	source/      code that was fetched for the run
+//	reason       why somebody ends it; whoever sees the end first tells that
 //	ending       how it ended; the folders are gone then
 //
 // Beside it, runs/<name>.lock is held by who starts or ends the attempt, and by the OCI
@@ -35,6 +36,7 @@ import (
 const (
 	logFile    = "log"
 	markerFile = "marker"
+	reasonFile = "reason"
 	endingFile = "ending"
 	guestDir   = "kiln"
 	bundleDir  = "bundle"
@@ -92,8 +94,7 @@ func (a attempt) file(name string) string { return path.Join(a.folder, name) }
 
 func (a attempt) path(name string) string { return path.Join(a.runner.state.path, a.folder, name) }
 
-// reset makes the folder new, with an empty log that the container's root may write to,
-// since programs open /dev/stdout.
+// reset makes the folder new, with an empty log.
 func (a attempt) reset() error {
 	root := a.runner.state.root
 	err := errors.Join(root.RemoveAll(a.folder), root.MkdirAll(a.file(inGuest(launcher.Out)), 0o755))
@@ -134,6 +135,25 @@ func (a attempt) mark(m marker) error {
 		return err
 	}
 	return errors.Join(root.Link(part, a.file(markerFile)), root.Remove(part))
+}
+
+// intend writes why the attempt is about to be ended, unless somebody did.
+func (a attempt) intend(reason error) {
+	root, part := a.runner.state.root, a.file(fmt.Sprintf("%s.%d", reasonFile, time.Now().UnixNano()))
+	raw, err := json.Marshal(failedWith(reason))
+	if err != nil {
+		return
+	}
+	// Without it, another caller may take the end for the process's own.
+	if root.WriteFile(part, raw, 0o600) == nil {
+		_ = root.Link(part, a.file(reasonFile))
+		_ = root.Remove(part)
+	}
+}
+
+func (a attempt) intent() (finale, bool) {
+	var f finale
+	return f, a.read(reasonFile, &f)
 }
 
 // end writes how the attempt ended, unless that is known already, removes everything

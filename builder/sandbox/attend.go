@@ -91,6 +91,7 @@ func (a attempt) watch(ctx context.Context, plan run.Plan, pid int) (reason erro
 			}
 			reason = builder.Errorf(builder.KindDiskFull, "running", "it wrote more than the limit of %d MiB", plan.Limits.Disk>>20)
 		}
+		a.intend(reason)
 		a.stop(ctx, ended)
 		return reason
 	}
@@ -192,7 +193,9 @@ func (a attempt) conclude(ctx context.Context, reason error, tail *tail) (finale
 func (a attempt) judge(reason error, oom bool) finale {
 	report, ok := a.report()
 	const op = "running"
-	switch {
+	switch stopped, intended := a.intent(); {
+	case intended:
+		return stopped
 	case reason != nil:
 		return failedWith(reason)
 	case ok && report.Failure != "":

@@ -27,6 +27,10 @@ const runHostname = "kiln-run"
 // defaultPath is what images without a PATH get.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// launcherThreads is how many of the processes that a container may have are the
+// launcher's own.
+const launcherThreads = 16
+
 // guestUser is who a process runs as, by the container's ids.
 type guestUser struct {
 	uid, gid int
@@ -69,7 +73,9 @@ func small(root *os.Root, name string) io.Reader {
 
 // guestSpec is what the launcher does.
 func guestSpec(plan run.Plan, config v1.Config) launcher.Spec {
-	return run.LauncherSpec(plan, slices.Concat(config.Entrypoint, config.Cmd))
+	s := run.LauncherSpec(plan, slices.Concat(config.Entrypoint, config.Cmd))
+	s.Pipe = true
+	return s
 }
 
 // spec returns the container's specification.
@@ -84,6 +90,7 @@ func (a attempt) spec(plan run.Plan, image *unpacked, u guestUser) (*specs.Spec,
 		cgroup: filepath.Join(r.cgroups.path, a.container()), root: r.mountPoint,
 		hosts: a.path(bundleDir + "/hosts"), resolv: a.path(bundleDir + "/resolv.conf"), files: min(files.Max, 65536),
 	}
+	b.limits.PIDs += launcherThreads
 	s := b.container(runHostname)
 	s.Process = &specs.Process{
 		Args:            []string{launcher.Program},

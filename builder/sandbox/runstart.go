@@ -186,10 +186,8 @@ func (a attempt) fill(plan run.Plan, image *unpacked, user guestUser) error {
 	// Without a resolver the run reaches what it names by address.
 	resolv, _ := os.ReadFile("/etc/resolv.conf")
 	guest.file(bundleDir+"/resolv.conf", resolv, 0o644)
-	// The user's own: what it writes, and the log, which programs open as /dev/stdout.
 	users := &writer{root: root, owner: r.hostID(user.uid)}
 	users.dir(inGuest(launcher.Out), 0o755)
-	users.own(logFile, 0o600)
 	if err := errors.Join(host.err, guest.err, users.err); err != nil {
 		return err
 	}

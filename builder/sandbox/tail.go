@@ -122,12 +122,6 @@ func (t *tail) tell() {
 
 // copy passes on the whole lines that are new.
 func (t *tail) copy() {
-	if info, err := t.log.Stat(); err == nil {
-		if at, err := t.log.Seek(0, io.SeekCurrent); err == nil && info.Size() < at {
-			// The process emptied its own log.
-			_, _ = t.log.Seek(0, io.SeekStart)
-		}
-	}
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := t.log.Read(buf)

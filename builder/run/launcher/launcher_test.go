@@ -167,6 +167,18 @@ func TestSignalsReachTheProcess(t *testing.T) {
 	}
 }
 
+func TestOutputThroughAPipe(t *testing.T) {
+	t.Parallel()
+	// A child that holds the pipe open must not hold up the end; whatever was written
+	// before the end is there.
+	began := time.Now()
+	script := `sleep 30 & i=0; while [ $i -lt 2000 ]; do echo "line $i"; echo "err $i" >&2; i=$((i+1)); done; echo more >/dev/stdout; kill $!`
+	code, _, out := launch(t, Spec{Pipe: true, Commands: []Command{sh(script)}}).end()
+	if code != 0 || !strings.HasPrefix(out, "line 0\nerr 0\nline 1\n") || !strings.HasSuffix(out, "err 1999\nmore\n") || time.Since(began) > 20*time.Second {
+		t.Errorf("code %d after %s, output ends in %q", code, time.Since(began), out[max(0, len(out)-50):])
+	}
+}
+
 func TestDeathBySignal(t *testing.T) {
 	t.Parallel()
 	if code, r, _ := launch(t, Spec{Commands: []Command{sh("kill -9 $$")}}).end(); code != 137 || r.ExitCode != 137 {

@@ -47,7 +47,14 @@ func (s Spec) main() int {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 	report := Report{}
-	pid, err := s.start()
+	out := output{}
+	pid, err := 0, error(nil)
+	if s.Pipe {
+		out, err = pipe()
+	}
+	if err == nil {
+		pid, err = s.start(out.fd())
+	}
 	if err != nil {
 		report.Failure = err.Error()
 		s.write(report)
@@ -64,15 +71,18 @@ func (s Spec) main() int {
 			}
 		}
 	}()
+	out.follow()
 	report.ExitCode = reap(pid)
+	out.drain()
 	report.Finished = time.Now().UTC()
 	report.Results, report.Note = s.results()
 	s.write(report)
 	return report.ExitCode
 }
 
-// start writes the files and starts the first command that can be.
-func (s Spec) start() (pid int, err error) {
+// start writes the files and starts the first command that can be, with its output to a
+// descriptor; 0: with the launcher's own.
+func (s Spec) start(out uintptr) (pid int, err error) {
 	for _, f := range s.Files {
 		if err := writeFile(f); err != nil {
 			return 0, err
@@ -83,9 +93,11 @@ func (s Spec) start() (pid int, err error) {
 		return 0, err
 	}
 	env := slices.Concat(os.Environ(), command.Env, []string{ResultsVar + "=" + s.Results})
-	pid, err = syscall.ForkExec(program, command.Args, &syscall.ProcAttr{
-		Env: unique(env), Files: []uintptr{0, 1, 2},
-	})
+	files := []uintptr{0, out, out}
+	if out == 0 {
+		files = []uintptr{0, 1, 2}
+	}
+	pid, err = syscall.ForkExec(program, command.Args, &syscall.ProcAttr{Env: unique(env), Files: files})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", program, err)
 	}

@@ -44,6 +44,9 @@ type Spec struct {
 	// have: results that do not fit are left out. 0 is no limit.
 	Report    string `json:"report"`
 	MaxReport int    `json:"max_report,omitempty"`
+	// Pipe puts a pipe between the process and the launcher's standard output: where that
+	// is a file, a process that opens /dev/stdout could empty it otherwise.
+	Pipe bool `json:"pipe,omitempty"`
 	// Started is the file that gets the time at which the process was started, in RFC
 	// 3339 form. Empty: none.
 	Started string `json:"started,omitempty"`
