@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"math"
 	"slices"
 
@@ -54,28 +55,35 @@ func capabilities() []string {
 // or descriptors. Commands start with what the executor has: they gain nothing.
 const gained = "CAP_AUDIT_WRITE"
 
-// spec returns the OCI runtime specification of the container.
+// spec returns the OCI runtime specification of a build's container.
 func (b bundle) spec() *specs.Spec {
 	caps := capabilities()
 	first := slices.DeleteFunc(capabilities(), func(c string) bool { return c == gained })
+	s := b.container(hostname)
+	s.Process = &specs.Process{
+		Args: append([]string{kaniko.Executor}, b.args...),
+		Env:  b.env,
+		Cwd:  "/",
+		Capabilities: &specs.LinuxCapabilities{
+			Bounding: caps, Effective: first, Permitted: first,
+		},
+		Rlimits: []specs.POSIXRlimit{
+			{Type: "RLIMIT_NOFILE", Hard: b.files, Soft: b.files},
+			{Type: "RLIMIT_CORE"},
+		},
+	}
+	s.Mounts = b.mounts()
+	return s
+}
+
+// container returns what containers of builds and of runs have in common: namespaces,
+// limits and filters.
+func (b bundle) container(host string) *specs.Spec {
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: b.firstID, Size: mapped}}
 	return &specs.Spec{
 		Version:  "1.0.2",
-		Hostname: hostname,
+		Hostname: host,
 		Root:     &specs.Root{Path: b.root},
-		Process: &specs.Process{
-			Args: append([]string{kaniko.Executor}, b.args...),
-			Env:  b.env,
-			Cwd:  "/",
-			Capabilities: &specs.LinuxCapabilities{
-				Bounding: caps, Effective: first, Permitted: first,
-			},
-			Rlimits: []specs.POSIXRlimit{
-				{Type: "RLIMIT_NOFILE", Hard: b.files, Soft: b.files},
-				{Type: "RLIMIT_CORE"},
-			},
-		},
-		Mounts: b.mounts(),
 		Linux: &specs.Linux{
 			UIDMappings: ids,
 			GIDMappings: ids,
@@ -100,18 +108,25 @@ func (b bundle) spec() *specs.Spec {
 }
 
 func (b bundle) mounts() []specs.Mount {
-	nodev := []string{"nosuid", "noexec", "nodev"}
 	readonly := []string{"bind", "ro", "nosuid", "nodev"}
+	return append(b.system(64*mib),
+		specs.Mount{Destination: guarded, Type: "bind", Source: b.guarded, Options: append([]string{"noexec"}, readonly...)},
+		specs.Mount{Destination: kaniko.Executor, Type: "bind", Source: b.executor, Options: readonly},
+	)
+}
+
+// system are the mounts that every container has; shared memory is bounded by the limit
+// of the cgroup too.
+func (b bundle) system(shm int64) []specs.Mount {
+	nodev := []string{"nosuid", "noexec", "nodev"}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: nodev},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: append([]string{"mode=1777", "size=65536k"}, nodev...)},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: append([]string{"mode=1777", fmt.Sprintf("size=%dk", shm>>10)}, nodev...)},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: nodev},
 		// A fresh sysfs would need a network namespace of the container's own.
 		{Destination: "/sys", Type: "bind", Source: "/sys", Options: append([]string{"rbind", "ro"}, nodev...)},
-		{Destination: guarded, Type: "bind", Source: b.guarded, Options: append([]string{"noexec"}, readonly...)},
-		{Destination: kaniko.Executor, Type: "bind", Source: b.executor, Options: readonly},
 		{Destination: "/etc/hosts", Type: "bind", Source: b.hosts, Options: append([]string{"bind", "rw"}, nodev...)},
 		{Destination: "/etc/resolv.conf", Type: "bind", Source: b.resolv, Options: append([]string{"bind", "rw"}, nodev...)},
 	}

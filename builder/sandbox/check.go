@@ -18,6 +18,8 @@ import (
 type found struct {
 	runtime  ociRuntime
 	executor string
+	// launcher is kiln-init, for runs.
+	launcher string
 	cgroups  []string
 }
 
@@ -40,14 +42,37 @@ func Check(cfg Config) (present []string, missing []error) {
 // check is look with one error for all that is missing.
 func check(cfg Config) (found, error) {
 	f, missing := look(cfg)
+	return f, together("builds", missing)
+}
+
+// checkRunner is check for what runs need.
+func checkRunner(cfg RunnerConfig) (f found, err error) {
+	var missing []error
+	note := func(err error) {
+		if err != nil {
+			missing = append(missing, err)
+		}
+	}
+	f.runtime, err = findRuntime(cfg.Runtime)
+	note(err)
+	f.launcher, err = findProgram("kiln-init", cfg.Launcher, "make build builds it")
+	note(err)
+	missing = append(missing, checkKernel()...)
+	f.cgroups, err = findCgroups()
+	note(err)
+	return f, together("functions", missing)
+}
+
+// together is one error of all.
+func together(what string, missing []error) error {
 	if len(missing) == 0 {
-		return f, nil
+		return nil
 	}
 	all := missing[0]
 	for _, err := range missing[1:] {
 		all = fmt.Errorf("%w\n  - %w", all, err)
 	}
-	return found{}, fmt.Errorf("this machine cannot run builds in a sandbox:\n  - %w", all)
+	return fmt.Errorf("this machine cannot run %s in a sandbox:\n  - %w", what, all)
 }
 
 // look looks for everything that builds need.
@@ -66,11 +91,17 @@ func look(cfg Config) (f found, missing []error) {
 		note(errors.New("there is no /bin/sh, which guards containers: apt-get install dash"))
 	}
 	missing = append(missing, checkKernel()...)
-	if f.cgroups, err = cgroupMounts(); err == nil && len(f.cgroups) == 0 {
-		err = errors.New("no cgroups are mounted at /sys/fs/cgroup: without them builds cannot be limited")
-	}
+	f.cgroups, err = findCgroups()
 	note(err)
 	return f, missing
+}
+
+func findCgroups() ([]string, error) {
+	mounts, err := cgroupMounts()
+	if err == nil && len(mounts) == 0 {
+		err = errors.New("no cgroups are mounted at /sys/fs/cgroup: without them nothing can be limited")
+	}
+	return mounts, err
 }
 
 func findRuntime(named string) (ociRuntime, error) {
@@ -95,27 +126,32 @@ func findRuntime(named string) (ociRuntime, error) {
 }
 
 func findExecutor(named string) (string, error) {
-	const how = "make bin/kaniko-executor builds it (static, from the version pinned in deploy/kaniko)"
+	return findProgram("kaniko-executor", named, "make bin/kaniko-executor builds it (static, from the version pinned in deploy/kaniko)")
+}
+
+// findProgram returns the path of a program that goes into containers: the named one,
+// else that of the name beside this program, else on PATH.
+func findProgram(name, named, how string) (string, error) {
 	path := named
 	if path == "" {
 		if self, err := os.Executable(); err == nil {
-			path = filepath.Join(filepath.Dir(self), "kaniko-executor")
+			path = filepath.Join(filepath.Dir(self), name)
 		}
 		if _, err := os.Stat(path); err != nil {
-			if path, err = exec.LookPath("kaniko-executor"); err != nil {
-				return "", errors.New("the Kaniko executor is neither beside this program nor on PATH: " + how)
+			if path, err = exec.LookPath(name); err != nil {
+				return "", fmt.Errorf("%s is neither beside this program nor on PATH: %s", name, how)
 			}
 		}
 	}
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("the Kaniko executor %s is not there: %s", path, how)
+		return "", fmt.Errorf("%s is not there (%s): %s", name, path, how)
 	case !info.Mode().IsRegular() || info.Mode()&0o005 != 0o005:
-		return "", fmt.Errorf("the Kaniko executor %s is not a file that everybody may read and execute: %s", path, how)
+		return "", fmt.Errorf("%s (%s) is not a file that everybody may read and execute: %s", name, path, how)
 	}
 	if path, err = filepath.Abs(path); err != nil {
-		return "", fmt.Errorf("find the Kaniko executor: %w", err)
+		return "", fmt.Errorf("find %s: %w", name, err)
 	}
 	return path, nil
 }

@@ -131,15 +131,10 @@ func rel(name string) string { return strings.TrimPrefix(name, "/") }
 
 // bundleFiles writes what is mounted into the container from the build's folder.
 func bundleFiles(root *os.Root, owner int, registries []builder.File) error {
-	hosts, err := os.ReadFile("/etc/hosts")
-	if err != nil || !strings.Contains(string(hosts), "localhost") {
-		hosts = append(hosts, "\n127.0.0.1 localhost\n::1 localhost"...)
-	}
-	hosts = append(hosts, "\n127.0.0.1 "+hostname+"\n"...)
 	// Without a resolver the build reaches what it names by address.
 	resolv, _ := os.ReadFile("/etc/resolv.conf")
 	guest := &writer{root: root, owner: owner}
-	guest.file("hosts", hosts, 0o644)
+	guest.file("hosts", hostsFile(hostname), 0o644)
 	guest.file("resolv.conf", resolv, 0o644)
 	host := &writer{root: root}
 	host.dir("guarded", 0o755)
@@ -148,6 +143,15 @@ func bundleFiles(root *os.Root, owner int, registries []builder.File) error {
 		guest.file(path.Join("guarded", f.Name), f.Data, os.FileMode(f.Mode))
 	}
 	return errors.Join(guest.err, host.err)
+}
+
+// hostsFile is this machine's, with the container's own name.
+func hostsFile(name string) []byte {
+	hosts, err := os.ReadFile("/etc/hosts")
+	if err != nil || !strings.Contains(string(hosts), "localhost") {
+		hosts = append(hosts, "\n127.0.0.1 localhost\n::1 localhost"...)
+	}
+	return append(hosts, "\n127.0.0.1 "+name+"\n"...)
 }
 
 // certificates returns the host's bundle of trusted certificates: the first that

@@ -27,7 +27,8 @@ type stateDir struct {
 // ErrStateInUse is matched by the error of New when another process uses StateDir.
 var ErrStateInUse = errors.New("another kiln process uses it; stop that one or set another state directory")
 
-func openState(dir string) (*stateDir, error) {
+// openFolder opens the folder, made when it is missing, without a lock.
+func openFolder(dir string) (*stateDir, error) {
 	path, err := filepath.Abs(dir)
 	if err == nil {
 		err = os.MkdirAll(path, 0o700)
@@ -42,9 +43,16 @@ func openState(dir string) (*stateDir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state directory: %w", err)
 	}
-	s := &stateDir{path: path, mark: markOf(path), root: root}
-	if s.lock, err = root.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		_ = root.Close()
+	return &stateDir{path: path, mark: markOf(path), root: root}, nil
+}
+
+func openState(dir string) (*stateDir, error) {
+	s, err := openFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	if s.lock, err = s.root.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		_ = s.root.Close()
 		return nil, fmt.Errorf("open lock of state directory: %w", err)
 	}
 	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -52,9 +60,9 @@ func openState(dir string) (*stateDir, error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrStateInUse
 		}
-		return nil, fmt.Errorf("lock state directory %s: %w", path, err)
+		return nil, fmt.Errorf("lock state directory %s: %w", s.path, err)
 	}
-	if err := root.MkdirAll("builds", 0o700); err != nil {
+	if err := s.root.MkdirAll("builds", 0o700); err != nil {
 		_ = s.close()
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}

@@ -1,0 +1,113 @@
+package runtest
+
+import (
+	"archive/tar"
+	"bytes"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// Entrypoint is the suite's image's own entrypoint and command.
+func Entrypoint() []string { return []string{"/bin/probe", "out", "the entrypoint"} }
+
+// Build builds a static program of this module into dir and returns its path.
+func Build(tb testing.TB, pkg, dir string) string {
+	tb.Helper()
+	file := filepath.Join(dir, filepath.Base(pkg))
+	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, pkg) //nolint:gosec // the tests' own packages
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("go build %s: %v\n%s", pkg, err, out)
+	}
+	return file
+}
+
+// PushImage pushes the suite's image to the repository and returns its reference by
+// digest: the probe in /bin, which is its PATH, from nothing else. Its user is 1000:1000,
+// its folder /home, which is that user's. Changes are made to its configuration.
+func PushImage(tb testing.TB, repository string, changes ...func(*v1.Config)) string {
+	tb.Helper()
+	program, err := os.ReadFile(Build(tb, "kiln/builder/run/runtest/probe", tb.TempDir()))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return Push(tb, repository, []v1.Layer{Layer(tb,
+		Entry{tar.Header{Typeflag: tar.TypeDir, Name: "bin/", Mode: 0o755}, nil},
+		Entry{tar.Header{Typeflag: tar.TypeDir, Name: "home/", Mode: 0o755, Uid: 1000, Gid: 1000}, nil},
+		Entry{tar.Header{Typeflag: tar.TypeReg, Name: "bin/probe", Mode: 0o755}, program},
+	)}, append([]func(*v1.Config){func(c *v1.Config) {
+		c.Env, c.User, c.WorkingDir = []string{"PATH=/bin", "FROM_IMAGE=image"}, "1000:1000", "/home"
+		c.Entrypoint, c.Cmd = Entrypoint()[:1], Entrypoint()[1:]
+	}}, changes...)...)
+}
+
+// Entry is one of an archive; its size is that of the data.
+type Entry struct {
+	Header tar.Header
+	Data   []byte
+}
+
+// Layer returns a layer of the entries, in that order.
+func Layer(tb testing.TB, entries ...Entry) v1.Layer {
+	tb.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, e := range entries {
+		if e.Header.Size = int64(len(e.Data)); e.Header.Typeflag == 0 {
+			e.Header.Typeflag = tar.TypeReg
+		}
+		if err := w.WriteHeader(&e.Header); err != nil {
+			tb.Fatal(err)
+		}
+		if _, err := w.Write(e.Data); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return layer
+}
+
+// Push pushes an image of the layers and returns its reference by digest.
+func Push(tb testing.TB, repository string, layers []v1.Layer, changes ...func(*v1.Config)) string {
+	tb.Helper()
+	var config v1.Config
+	for _, change := range changes {
+		change(&config)
+	}
+	image, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}, Config: config})
+	if err == nil {
+		image, err = mutate.AppendLayers(image, layers...)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ref, err := name.ParseReference(repository + ":latest")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := remote.Write(ref, image); err != nil {
+		tb.Fatal(err)
+	}
+	digest, err := image.Digest()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return repository + "@" + digest.String()
+}
