@@ -28,8 +28,8 @@ help: ## List the targets
 # ---------------------------------------------------------------- building
 
 .PHONY: build
-build: $(BIN)/kaniko-executor ## Build bin/kiln, bin/kilnd and bin/kaniko-executor (static)
-	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/ ./cmd/kiln ./cmd/kilnd
+build: $(BIN)/kaniko-executor ## Build bin/kiln, bin/kilnd, bin/kiln-init and bin/kaniko-executor (static)
+	@CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/ ./cmd/kiln ./cmd/kilnd ./cmd/kiln-init
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o $(BIN)/kiln-demo ./deploy/demo
 
 # The executor has a module of its own: its dependencies never touch Kiln's.

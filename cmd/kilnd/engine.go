@@ -8,5 +8,5 @@ import runs "kiln/builder/run"
 // tags of their own, put something before it.
 func wrapEngine(e engine) (engine, error) { return e, nil }
 
-// wrapRunner returns the runner as it is, as wrapEngine does.
-func wrapRunner(r runs.Runner) (runs.Runner, error) { return r, nil }
+// rehearsedRunner is none, for the same reason.
+func rehearsedRunner() (runs.Runner, error) { return nil, nil }

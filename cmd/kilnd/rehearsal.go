@@ -26,11 +26,12 @@ func wrapEngine(e engine) (engine, error) {
 	return rehearsed{r, e}, err
 }
 
-// wrapRunner puts a rehearsal in the runner's place when KILN_REHEARSAL says how.
-func wrapRunner(r runs.Runner) (runs.Runner, error) {
+// rehearsedRunner is a rehearsal in the runner's place when KILN_REHEARSAL says how, else
+// nil.
+func rehearsedRunner() (runs.Runner, error) {
 	config, ok := os.LookupEnv("KILN_REHEARSAL")
 	if !ok {
-		return r, nil
+		return nil, nil
 	}
 	return rehearsal.NewRunner([]byte(config))
 }

@@ -176,6 +176,7 @@ type service struct {
 	// trigger is nil where no runs are started.
 	trigger  *trigger.Trigger
 	engine   engine
+	runner   runner
 	registry *registry.Registry
 	sources  *source.Sources
 	outside
@@ -190,12 +191,15 @@ type outside struct {
 	hidden []string
 }
 
-// engineMaker makes a worker's engine, which may use the registry and the sources of
-// the service.
-type engineMaker func(ctx context.Context, stateDir string, s *service) (engine, error)
+// platform makes what executes builds, and what executes runs, which may use the registry
+// and the sources of the service. Runner may be nil: there is none.
+type platform struct {
+	engine func(ctx context.Context, stateDir string, s *service) (engine, error)
+	runner func(ctx context.Context, stateDir string, s *service) (runner, error)
+}
 
 // newService wires a worker. The topology must be provisioned.
-func newService(ctx context.Context, f buildFlags, stateDir string, newEngine engineMaker, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
+func newService(ctx context.Context, f buildFlags, stateDir string, on platform, nc *nats.Conn, t natsbus.Topology, reg prometheus.Registerer, log zerolog.Logger) (*service, error) {
 	beyond, err := f.outside()
 	if err != nil {
 		return nil, err
@@ -210,7 +214,7 @@ func newService(ctx context.Context, f buildFlags, stateDir string, newEngine en
 	}
 	if err == nil {
 		var made engine
-		if made, err = newEngine(ctx, stateDir, s); err == nil {
+		if made, err = on.engine(ctx, stateDir, s); err == nil {
 			s.engine, err = wrapEngine(made)
 		}
 	}
@@ -218,6 +222,9 @@ func newService(ctx context.Context, f buildFlags, stateDir string, newEngine en
 		s.worker, err = s.newWorker(ctx, f, bus, reg, log)
 	}
 	if err == nil {
+		s.runner, err = s.newRunner(ctx, f, stateDir, on)
+	}
+	if err == nil && s.runner.Runner != nil {
 		s.trigger, err = s.newTrigger(ctx, f, t.Prefix, bus, reg, log)
 	}
 	if err != nil {
@@ -299,6 +306,9 @@ func (s *service) close() error {
 	var err error
 	if s.engine != nil {
 		err = s.engine.Close()
+	}
+	if s.runner.Closer != nil {
+		err = errors.Join(err, s.runner.Close())
 	}
 	if s.sources != nil {
 		err = errors.Join(err, s.sources.Close())

@@ -3,11 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"os"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,27 +20,25 @@ import (
 
 // triggerFlags say how runs are started.
 type triggerFlags struct {
-	Enabled     bool          `default:"true" negatable:"" help:"Start runs: take run.requested, wait for the image, run it."`
-	Slots       int           `default:"4" help:"Runs in hand at the same time."`
-	Timeout     time.Duration `default:"24h" help:"Time limit of a run that names none, from the start of its process."`
-	MaxAttempts int           `default:"5" help:"Starts of a run when the fault is not the run's."`
-	Place       string        `help:"Name of where processes are: triggers with the same place attach to each other's runs. Defaults to the host name." placeholder:"NAME"`
-	Lost        time.Duration `default:"10m" help:"Silence of a trigger after which its runs have failed, while no trigger of its place goes on with them."`
+	Enabled      bool          `default:"true" negatable:"" help:"Start runs: take run.requested, wait for the image, run it."`
+	Slots        int           `default:"4" help:"Runs in hand at the same time."`
+	Timeout      time.Duration `default:"24h" help:"Time limit of a run that names none, from the start of its process."`
+	StateDir     string        `help:"Where images are unpacked and runs live. Workers of one machine may share it. Defaults to a folder of the data directory." placeholder:"DIR"`
+	Memory       size          `default:"4GiB" help:"Memory limit of a run that names none."`
+	CPUs         float64       `name:"cpus" default:"0" help:"CPU limit of a run that names none, in cores; 0 is none."`
+	PIDs         int64         `name:"pids" default:"4096" help:"Process limit of a run."`
+	Disk         size          `default:"20GiB" help:"Limit of what a run writes, and of an unpacked image."`
+	CacheSize    size          `default:"40GiB" help:"Unpacked images that are kept."`
+	Launcher     string        `help:"The program kiln-init. Defaults to kiln-init beside kiln or on PATH." placeholder:"FILE"`
+	ArtifactPath string        `help:"Where runs put artifacts that name no place (MLRun's artifact_path)." placeholder:"URL"`
+	DBPath       string        `name:"dbpath" help:"Address of MLRun's API for runs (MLRUN_DBPATH). Defaults to none." placeholder:"URL"`
+	MaxAttempts  int           `default:"5" help:"Starts of a run when the fault is not the run's."`
+	Place        string        `help:"Name of where processes are: triggers with the same place attach to each other's runs. Defaults to the host and the state directory." placeholder:"NAME"`
+	Lost         time.Duration `default:"10m" help:"Silence of a trigger after which its runs have failed, while no trigger of its place goes on with them."`
 }
 
-// newTrigger wires a trigger; nil: this worker starts no runs.
+// newTrigger wires a trigger.
 func (s *service) newTrigger(ctx context.Context, f buildFlags, prefix string, bus *natsbus.Bus, reg prometheus.Registerer, log zerolog.Logger) (*trigger.Trigger, error) {
-	if !f.Trigger.Enabled {
-		return nil, nil
-	}
-	runner, err := s.newRunner(ctx, f)
-	if err != nil {
-		return nil, err
-	}
-	if runner == nil {
-		log.Info().Msg("this worker has no runner: it builds, and leaves runs to others")
-		return nil, nil
-	}
 	rules, err := f.function()
 	if err != nil {
 		return nil, err
@@ -52,13 +47,13 @@ func (s *service) newTrigger(ctx context.Context, f buildFlags, prefix string, b
 	if err != nil {
 		return nil, err
 	}
-	deps.Runner, deps.Resolve, deps.Secrets = runner, resolveRun, s.secrets
+	deps.Runner, deps.Secrets, deps.PinSource = s.runner, s.secrets, s.sources.Pin
+	deps.Resolve = planRuns(runs.Config{Timeout: f.Trigger.Timeout, ArtifactPath: f.Trigger.ArtifactPath, DBPath: f.Trigger.DBPath})
 	deps.Pin = s.pin(cmp.Or(f.Worker.Platform, "linux/"+runtime.GOARCH))
 	deps.Hidden = []*builder.Redactor{s.registry.Redactor(), builder.NewRedactor(s.hidden...)}
 	deps.Metrics, deps.Log = trigger.NewMetrics(reg), log
-	host, _ := os.Hostname()
 	return trigger.New(trigger.Config{
-		Name: f.name(), Place: cmp.Or(f.Trigger.Place, host), Scope: prefix, Slots: f.Trigger.Slots, Lease: f.Worker.Lease,
+		Name: f.name(), Place: cmp.Or(f.Trigger.Place, s.runner.place), Scope: prefix, Slots: f.Trigger.Slots, Lease: f.Worker.Lease,
 		SoftStop: f.Worker.SoftStop, Timeout: f.Trigger.Timeout, MaxAttempts: f.Trigger.MaxAttempts, Lost: f.Trigger.Lost,
 		LogSubject: bus.Subjects().RunLog, Function: rules,
 	}, deps)
@@ -95,73 +90,6 @@ func (s *service) pin(platform string) trigger.Pin {
 		}
 		return ref.Context().Name() + "@" + found.Digest, nil
 	}
-}
-
-// newRunner makes what executes runs, as the engine executes builds; nil: there is none.
-// This is the place where the runners of sandbox and kube are chosen.
-func (s *service) newRunner(context.Context, buildFlags) (runs.Runner, error) { return wrapRunner(nil) }
-
-// resolveRun makes the plan of a run: the function's command and environment. This is the
-// place where MLRun's rules plug in.
-func resolveRun(j trigger.Job) (runs.Plan, error) {
-	var f struct {
-		Spec struct {
-			Command string   `json:"command"`
-			Args    []string `json:"args"`
-			Env     []struct {
-				Name  string `json:"name"`
-				Value string `json:"value"`
-			} `json:"env"`
-			Build struct {
-				Secret string `json:"secret"`
-			} `json:"build"`
-		} `json:"spec"`
-	}
-	if err := json.Unmarshal(j.Request.Function, &f); err != nil {
-		return runs.Plan{}, builder.Errorf(builder.KindInvalidRequest, "planning the run", "function: %w", err)
-	}
-	env := map[string]string{}
-	for _, v := range f.Spec.Env {
-		env[v.Name] = v.Value
-	}
-	for k, v := range j.Request.Run.Env {
-		env[k] = v
-	}
-	args := f.Spec.Args
-	if len(j.Request.Run.Args) > 0 {
-		args = j.Request.Run.Args
-	}
-	if f.Spec.Command != "" {
-		args = append([]string{f.Spec.Command}, args...)
-	}
-	limits, err := limitsOf(j)
-	plan := runs.Plan{
-		Image: j.Image, RegistrySecret: f.Spec.Build.Secret, Commands: []runs.Command{{Args: args}}, Env: variables(env), Secrets: variables(j.Secrets),
-		Workdir: j.Request.Run.Workdir, Limits: limits, Name: j.Request.Run.Name, Labels: j.Request.Run.Labels,
-	}
-	return plan, err
-}
-
-func limitsOf(j trigger.Job) (builder.Limits, error) {
-	l := builder.Limits{Memory: j.Request.Run.Resources.Memory, CPU: j.Request.Run.Resources.CPU}
-	if text := j.Request.Run.Timeout; text != "" {
-		d, err := time.ParseDuration(text)
-		if err != nil || d <= 0 {
-			return l, builder.Errorf(builder.KindInvalidRequest, "planning the run", "run.timeout %q is not a duration such as 30m", text)
-		}
-		l.Timeout = d
-	}
-	return l, nil
-}
-
-// variables are in the order of their names.
-func variables(values map[string]string) []runs.Var {
-	all := make([]runs.Var, 0, len(values))
-	for name, value := range values {
-		all = append(all, runs.Var{Name: name, Value: value})
-	}
-	slices.SortFunc(all, func(a, b runs.Var) int { return cmp.Compare(a.Name, b.Name) })
-	return all
 }
 
 // Run runs worker and trigger until ctx ends and both have stopped.

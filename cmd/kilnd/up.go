@@ -88,7 +88,7 @@ func (u *upCmd) serve(ctx context.Context, s cli.Streams, log zerolog.Logger, im
 		return err
 	}
 	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
-	service, err := newService(ctx, u.buildFlags, filepath.Join(u.DataDir, "sandbox"), u.sandbox, nc, u.Stream.topology(""), monitor.registry, log)
+	service, err := newService(ctx, u.buildFlags, filepath.Join(u.DataDir, "sandbox"), platform{u.sandbox, u.sandboxRunner}, nc, u.Stream.topology(""), monitor.registry, log)
 	if err != nil {
 		return err
 	}

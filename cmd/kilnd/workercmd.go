@@ -50,13 +50,13 @@ func (w *workerCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) erro
 	}
 	defer closeMonitor(monitor, log) //nolint:contextcheck // closing outlives the context that ended
 	topology := topologyFlags{}.topology(w.NATS.Prefix)
-	makeEngine := w.sandbox
+	on := platform{w.sandbox, w.sandboxRunner}
 	if w.Engine == "kube" {
 		// Limits of Pods are those of their resource class.
 		w.Sandbox = sandboxFlags{}
-		makeEngine = func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s, log) }
+		on = platform{engine: func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s, log) }}
 	}
-	service, err := newService(ctx, w.buildFlags, filepath.Join(cli.DefaultDataDir(), "worker"), makeEngine, nc, topology, monitor.registry, log)
+	service, err := newService(ctx, w.buildFlags, filepath.Join(cli.DefaultDataDir(), "worker"), on, nc, topology, monitor.registry, log)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ type Config struct {
 	Function function.Config
 }
 
-// Deps are what a Trigger works with. All but History, Secrets, Hidden and Metrics are
+// Deps are what a Trigger works with. All but History, PinSource, Secrets, Hidden and Metrics are
 // required.
 type Deps struct {
 	// Requests is the queue of run.requested, Cancels of run.cancel, Builds of
@@ -69,6 +69,9 @@ type Deps struct {
 	Pin     Pin
 	Resolve Resolve
 	Runner  run.Runner
+	// PinSource is for functions that load their source when they run; nil: those are
+	// left to the runner as they are.
+	PinSource PinSource
 	// Secrets are those of projects; nil: there are none.
 	Secrets builder.SecretStore
 	// Hidden is kept out of logs beside the secrets of a run.

@@ -186,7 +186,27 @@ func (x *execution) plan() (run.Plan, error) {
 	}
 	plan, err := t.deps.Resolve(job)
 	plan.RunID, plan.Attempt = job.RunID, job.Attempt
+	if err == nil && plan.Source != nil && t.deps.PinSource != nil {
+		err = x.pinSource(plan)
+	}
 	return plan, err
+}
+
+// pinSource decides once for all attempts which code is loaded.
+func (x *execution) pinSource(plan run.Plan) error {
+	if plan.Source.Version = x.snapshot().Source; plan.Source.Version != "" {
+		return nil
+	}
+	version, err := x.trigger.deps.PinSource(x.ctx, plan.Source.URL, plan.SourceEnv)
+	if err != nil {
+		return err
+	}
+	plan.Source.Version = version
+	if err := x.update(x.ctx, func(r *record) { r.Source = version }); err != nil {
+		return &builder.Error{Kind: builder.KindUnavailable, Op: "recording the version of the source", Err: err}
+	}
+	x.trigger.reach("source pinned")
+	return nil
 }
 
 // run executes the plan and blocks until the process ended.

@@ -59,3 +59,6 @@ type Resolve func(Job) (run.Plan, error)
 // Pin returns "repository@sha256:…" for an image as somebody named it, with the named
 // registry credentials before the configured ones. Errors are of *builder.Error.
 type Pin func(ctx context.Context, image, registrySecret string) (string, error)
+
+// PinSource returns the version that code at url has now, as builder.Sources.Pin does.
+type PinSource func(ctx context.Context, url string, env map[string]string) (version string, err error)

@@ -52,6 +52,9 @@ type record struct {
 	Outcome events.Outcome `json:"outcome,omitempty"`
 	Image   string         `json:"image,omitempty"`
 	Ready   time.Time      `json:"ready,omitzero"`
+	// Source is the version of the code that is loaded at the start: every attempt has
+	// the same.
+	Source string `json:"source,omitempty"`
 	// Attempt counts starts; it is the same when another trigger attaches.
 	Attempt int    `json:"attempt,omitempty"`
 	Owner   string `json:"owner,omitempty"`
