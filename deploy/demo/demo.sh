@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The demo: a build.requested message becomes an image, the image runs, the same
-# message again is answered at once, and a changed requirement makes a new image.
+# message again is answered at once, and a run of the function with a changed
+# requirement waits for its new image.
 # Everything it starts listens on loopback, lives in one temporary folder and is
 # gone at the end. What it downloaded stays in .cache for the next time.
 set -euo pipefail
@@ -87,6 +88,17 @@ versions() {
 	[ "$(wc -l <"$work/versions")" -eq "$(wc -w <<<"$names")" ] || fail "the image did not print one version per requirement"
 }
 
+# run_function ROUNDS: runs the changed function, which builds its image if that is missing.
+run_function() {
+	local packages
+	packages=$(sed -E 's/([^=,]+)==[^,]*/"\1"/g' <<<"$changed")
+	echo "kiln run -f function.yaml --auto-build --param rounds=$1 --param packages=[$packages]"
+	bin/kiln run --nats-url "$nats_url" -f "$work/changed.yaml" --auto-build --param "rounds=$1" --param "packages=[$packages]" |
+		tee "$work/run"
+	grep -q "^using ${changed##*,}\$" <(sed '/^using /s/ \([^ ]*\)$/==\1/' "$work/run") || fail "the run does not have ${changed##*,}"
+	grep -q "round $1 of $1" "$work/run" || fail "the run did not take the parameter"
+}
+
 # ---------------------------------------------------------------- the demo
 
 step "What this machine can reach"
@@ -149,14 +161,16 @@ versions "$requirements"
 step "Publish the same function again"
 build demo-2 "$work/function.yaml" reused
 
-step "Change one requirement: ${requirements##*,} becomes ${changed##*,}"
+step "Change a requirement and run the function: ${requirements##*,} becomes ${changed##*,}"
 bin/kiln-demo function -base "$base" -requirements "$changed" "$example" >"$work/changed.yaml"
-build demo-3 "$work/changed.yaml" built
-versions "$changed"
-grep -q " ${changed##*==} " "$work/versions" || fail "the image does not have ${changed##*,}"
+run_function 2
+
+step "Run it again, with another parameter"
+run_function 3
 
 step "What the event stream remembers"
 bin/kiln ls --nats-url "$nats_url"
+bin/kiln runs --nats-url "$nats_url"
 
 done_step
 printf '\nDone in %s. Start your own with: bin/kiln up\n' "$(since "$began")"
