@@ -239,12 +239,18 @@ func (w cloudEvent) field(t *testing.T, path ...string) any {
 	return v
 }
 
-// emitted reads every emitted event of the stream, each checked against its schema.
+// emitted reads every emitted event about builds, each checked against its schema.
 func emitted(t *testing.T, js jetstream.JetStream) []cloudEvent {
+	t.Helper()
+	return emittedOn(t, js, "BUILD")
+}
+
+// emittedOn is emitted for another stream.
+func emittedOn(t *testing.T, js jetstream.JetStream, name string) []cloudEvent {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	stream, err := js.Stream(ctx, "BUILD")
+	stream, err := js.Stream(ctx, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +264,7 @@ func emitted(t *testing.T, js jetstream.JetStream) []cloudEvent {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if msg.Subject == "build.requested" {
+		if events.Type(msg.Subject).Asked() {
 			continue
 		}
 		w := cloudEvent{subject: msg.Subject}

@@ -215,6 +215,13 @@ func TestCommandLineTour(t *testing.T) {
 	if out, errs, code = k.run(ctx, "status", first.RequestID); code != 0 || !strings.Contains(out, "completed") {
 		t.Errorf("status = %d %q %q", code, out, errs)
 	}
+	out, errs, code = k.run(ctx, "build", "-f", file, "--detach")
+	if id := strings.TrimSpace(out); code != 0 || id == "" || strings.ContainsAny(id, " \n") {
+		t.Errorf("build --detach = %d %q %q", code, out, errs)
+	}
+	if out, errs, code = k.run(ctx, "build", "-f", file, "--no-follow"); code != 0 || !strings.Contains(out, "reused") {
+		t.Errorf("build --no-follow = %d %q %q", code, out, errs)
+	}
 	if out, errs, code = k.run(ctx, "ls"); code != 0 || strings.Count(out, "tour") < 2 {
 		t.Errorf("ls = %d %q %q", code, out, errs)
 	}
