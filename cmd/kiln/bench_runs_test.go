@@ -64,12 +64,12 @@ func TestBenchStartOfRuns(t *testing.T) {
 	}
 	p.running.Wait()
 	printRatio("build.completed to process start / request + fork", starts, least)
-	p50, p99 := quantile(starts, 50), quantile(starts, 99)
+	p50, p99 := percentile(starts, 50), percentile(starts, 99)
 	fmt.Printf("bench: build.completed to process start: n=%d  p50 %.2fms  p99 %.2fms  max %.2fms\n", len(starts), ms(p50), ms(p99), ms(slices.Max(starts)))
 	for _, every := range p.intervals {
 		polled := p.took[every]
 		fmt.Printf("bench: the same for a poller of %-4s p50 %.0fms  p99 %.0fms; Kiln is %.0f and %.0f times sooner\n",
-			every, ms(quantile(polled, 50)), ms(quantile(polled, 99)), float64(quantile(polled, 50))/float64(p50), float64(quantile(polled, 99))/float64(p99))
+			every, ms(percentile(polled, 50)), ms(percentile(polled, 99)), float64(percentile(polled, 50))/float64(p50), float64(percentile(polled, 99))/float64(p99))
 	}
 }
 
@@ -167,7 +167,7 @@ func leastStart(t *testing.T, nc *nats.Conn) time.Duration {
 	return took
 }
 
-func quantile(all []time.Duration, percent int) time.Duration {
+func percentile(all []time.Duration, percent int) time.Duration {
 	sorted := slices.Sorted(slices.Values(all))
 	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -124,9 +125,7 @@ func resolveRun(j trigger.Job) (runs.Plan, error) {
 	for _, v := range f.Spec.Env {
 		env[v.Name] = v.Value
 	}
-	for k, v := range j.Request.Run.Env {
-		env[k] = v
-	}
+	maps.Copy(env, j.Request.Run.Env)
 	args := f.Spec.Args
 	if len(j.Request.Run.Args) > 0 {
 		args = j.Request.Run.Args

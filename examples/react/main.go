@@ -70,15 +70,15 @@ func react(ctx context.Context, js jetstream.JetStream, action func(name string,
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+func run() error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
 	nc, err := nats.Connect(os.Getenv("NATS_URL"))
 	if err != nil {
 		return err
