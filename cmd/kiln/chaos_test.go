@@ -331,7 +331,7 @@ func (c *chaos) stored() []events.Event {
 		if err != nil {
 			return err
 		}
-		return bus.Scan(c.t.Context(), events.Types(), natsbus.Start{}, func(m events.Message) bool {
+		return bus.Scan(c.t.Context(), events.BuildTypes(), natsbus.Start{}, func(m events.Message) bool {
 			e, err := events.Decode(m)
 			if err != nil {
 				c.t.Errorf("the stream holds what cannot be read: %v: %s", err, m.Data)

@@ -115,11 +115,17 @@ func up(t *testing.T, dir string, env ...string) *kiln {
 // upAt is up with a given address of the registry.
 func upAt(t *testing.T, dir, registry string, env ...string) *kiln {
 	t.Helper()
-	executor := requirements(t)
 	bin, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return upWith(t, bin, dir, registry, env...)
+}
+
+// upWith is upAt with a program of one's own.
+func upWith(t *testing.T, bin, dir, registry string, env ...string) *kiln {
+	t.Helper()
+	executor := requirements(t)
 	k := &kiln{dir: dir, bin: bin, out: &lockedBuffer{}, exited: make(chan error, 1)}
 	k.env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME=", "KILN_SANDBOX_EXECUTOR="+executor)
 	k.env = append(k.env, env...)

@@ -83,6 +83,7 @@ var layers = map[string]layer{
 		},
 		never: append([]string{"kiln/builder/sandbox", "kiln/builder/kube", "cloud.google.com/go/storage", "google.golang.org/grpc"}, domain...),
 	},
+	"kiln/builder/run": {imports: []string{"kiln/builder"}, never: domain},
 	"kiln/builder/sandbox": {
 		imports: []string{
 			"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys",
@@ -101,7 +102,7 @@ var layers = map[string]layer{
 		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
 	},
 	"kiln/builder/rehearsal": {
-		imports: []string{"kiln/builder", "github.com/google/go-containerregistry"},
+		imports: []string{"kiln/builder", "kiln/builder/run", "github.com/google/go-containerregistry"},
 		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
 	},
 	"kiln/builder/kube/kubetest": {
@@ -120,6 +121,17 @@ var layers = map[string]layer{
 	},
 	"kiln/worker/backlog": {imports: []string{"kiln/events"}, never: append([]string{"github.com/nats-io", "github.com/prometheus"}, judged...)},
 	"kiln/worker/history": {imports: []string{"kiln/events"}, never: append([]string{"github.com/nats-io", "github.com/prometheus"}, judged...)},
+	"kiln/worker/trigger": {
+		imports: []string{
+			"kiln/builder", "kiln/builder/function", "kiln/builder/run", "kiln/events", "kiln/worker", "kiln/worker/backlog",
+			"github.com/prometheus/client_golang", "github.com/rs/zerolog",
+		},
+		never: []string{
+			"github.com/nats-io", "k8s.io", "kiln/events/natsbus", "kiln/builder/kube", "kiln/builder/registry",
+			"kiln/builder/sandbox", "kiln/builder/nuclio/dashboard", "kiln/builder/secrets", "kiln/cmd", "github.com/alecthomas/kong",
+		},
+	},
+	"kiln/examples/react": {imports: []string{"github.com/nats-io/nats.go"}, never: append([]string{"kiln/events", "kiln/schemas"}, wire...)},
 	"kiln/deploy/nats/natstest": {
 		imports: []string{"kiln/events/natsbus", "github.com/nats-io/nats-server/v2", "golang.org/x/crypto/bcrypt"},
 		never:   []string{"kiln/builder", "kiln/worker", "kiln/cmd"},

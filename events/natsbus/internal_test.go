@@ -66,11 +66,19 @@ func TestFaultyTopologyReportsEveryFault(t *testing.T) {
 func TestPrefixNamesEverything(t *testing.T) {
 	t.Parallel()
 	topology := Topology{Prefix: "acme.team-1"}.withDefaults()
-	got := []string{topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0], topology.consumers()[0].config.FilterSubject, topology.consumers()[1].config.FilterSubject, topology.backlogConfig().Name,
-		topology.runStream(), topology.runLogStream(), topology.runsConfig().Name, topology.runConfig().Subjects[0], topology.runLogConfig().Subjects[0], topology.consumers()[2].config.FilterSubject,
-		topology.consumers()[4].config.FilterSubjects[0]}
-	want := []string{"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*", "acme.team-1.build.requested", "acme.team-1.build.cancel", "KV_ACME_TEAM-1_KILN_BACKLOG",
-		"ACME_TEAM-1_RUN", "ACME_TEAM-1_RUN_LOG", "KV_ACME_TEAM-1_KILN_RUNS", "acme.team-1.run.*", "acme.team-1.run.log.*", "acme.team-1.run.requested", "acme.team-1.build.completed"}
+	consumers := topology.consumers()
+	got := []string{
+		topology.buildStream(), topology.logStream(), topology.ledgerConfig().Name, topology.contextConfig().Name, topology.buildConfig().Subjects[0],
+		consumers[0].config.FilterSubject, consumers[1].config.FilterSubject, topology.backlogConfig().Name,
+		topology.runStream(), topology.runLogStream(), topology.runsConfig().Name, topology.runConfig().Subjects[0], topology.runLogConfig().Subjects[0],
+		consumers[2].config.FilterSubject, consumers[4].config.FilterSubjects[0],
+	}
+	want := []string{
+		"ACME_TEAM-1_BUILD", "ACME_TEAM-1_BUILD_LOG", "KV_ACME_TEAM-1_KILN_LEDGER", "OBJ_ACME_TEAM-1_KILN_CONTEXT", "acme.team-1.build.*",
+		"acme.team-1.build.requested", "acme.team-1.build.cancel", "KV_ACME_TEAM-1_KILN_BACKLOG",
+		"ACME_TEAM-1_RUN", "ACME_TEAM-1_RUN_LOG", "KV_ACME_TEAM-1_KILN_RUNS", "acme.team-1.run.*", "acme.team-1.run.log.*",
+		"acme.team-1.run.requested", "acme.team-1.build.completed",
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}

@@ -186,8 +186,9 @@ func api(parts ...string) string { return "$JS.API." + strings.Join(parts, ".") 
 // acks are what is published to answer a delivery; the server's feature flag
 // js_ack_fc_v2 puts domain and account before the stream.
 func (t Topology) acks() []string {
-	var all []string
-	for _, c := range t.consumers() {
+	consumers := t.consumers()
+	all := make([]string, 0, 2*len(consumers))
+	for _, c := range consumers {
 		all = append(all, fmt.Sprintf("$JS.ACK.%s.%s.>", c.stream, c.config.Name), fmt.Sprintf("$JS.ACK.*.*.%s.%s.>", c.stream, c.config.Name))
 	}
 	return all

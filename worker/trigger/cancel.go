@@ -48,9 +48,8 @@ func (t *Trigger) cancel(ctx context.Context, runID string, c cancelRecord) erro
 	case s.State == stateWaiting, s.State == stateReady:
 		r := s.record
 		r.Cancel = &c
-		s.record.Cancel = &c
-		_, err := t.settle(ctx, s, t.canceled(r, c.Reason))
-		return err
+		s.Cancel = &c
+		return t.settle(ctx, s, t.canceled(r, c.Reason))
 	}
 	if s.Cancel != nil && s.Cancel.Sequence >= c.Sequence {
 		return nil

@@ -88,7 +88,7 @@ func (t *Trigger) duty(s *sighting) (time.Time, func(context.Context, stored)) {
 // launch takes a slot for a run. The caller has t.mu.
 func (t *Trigger) launch(work context.Context, s stored) {
 	t.free--
-	t.enter(t.newExecution(work, s))
+	t.enter(t.newExecution(work, s)) //nolint:contextcheck // it has its own, of the work
 }
 
 // enter executes a run in the slot that was taken for it. The caller has t.mu.
@@ -133,8 +133,7 @@ func (t *Trigger) conclude(work context.Context, s stored) {
 // start it again could be a second time. The caller has t.mu.
 func (t *Trigger) lose(work context.Context, s stored) {
 	t.aside(work, s, func(ctx context.Context) error {
-		_, err := t.settle(ctx, s, t.failed(s.record, lostCause(s.Owner, s.Place, t.cfg.Lost), failure{}))
-		return err
+		return t.settle(ctx, s, t.failed(s.record, lostCause(s.Owner, s.Place, t.cfg.Lost), failure{}))
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -272,7 +273,7 @@ func (x *execution) output() (out io.Writer, closeAll func()) {
 		}
 		rest.skip = n
 	}
-	var closers []io.Closer
+	closers := make([]io.Closer, 0, 1+len(t.deps.Hidden))
 	out = io.MultiWriter(&x.tail, rest)
 	for _, r := range append([]*builder.Redactor{x.hidden}, t.deps.Hidden...) {
 		w := r.Writer(out)
@@ -280,8 +281,8 @@ func (x *execution) output() (out io.Writer, closeAll func()) {
 		out = w
 	}
 	return out, func() {
-		for i := len(closers) - 1; i >= 0; i-- {
-			_ = closers[i].Close()
+		for _, c := range slices.Backward(closers) {
+			_ = c.Close()
 		}
 	}
 }

@@ -107,11 +107,9 @@ func (t *Trigger) admit(ctx context.Context, a *arrival, s *stored) error {
 	}
 	switch {
 	case a.fault != nil:
-		_, err := t.settle(ctx, fresh, t.failed(a.record, a.fault, failure{}))
-		return err
+		return t.settle(ctx, fresh, t.failed(a.record, a.fault, failure{}))
 	case fresh.canceled():
-		_, err := t.settle(ctx, fresh, t.canceled(fresh.record, fresh.Cancel.Reason))
-		return err
+		return t.settle(ctx, fresh, t.canceled(fresh.record, fresh.Cancel.Reason))
 	}
 	if err := t.open(ctx, s.key); err != nil {
 		return err
@@ -205,8 +203,7 @@ func (t *Trigger) provide(ctx context.Context, a *arrival, s *stored, repetition
 // retryOrFail counts a try of a waiting run that failed for reasons of ours, or ends it.
 func (t *Trigger) retryOrFail(ctx context.Context, s *stored, cause error) error {
 	if builder.KindOf(cause) != builder.KindUnavailable || s.Tries+1 >= t.cfg.MaxAttempts {
-		_, err := t.settle(ctx, *s, t.failed(s.record, cause, failure{}))
-		return err
+		return t.settle(ctx, *s, t.failed(s.record, cause, failure{}))
 	}
 	next := s.record
 	next.broke(cause)

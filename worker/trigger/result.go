@@ -3,7 +3,6 @@ package trigger
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -71,7 +70,7 @@ func (t *Trigger) apply(ctx context.Context, m events.Message, s *stored) error 
 	e, err := events.Decode(m)
 	if err != nil {
 		err = &builder.Error{Kind: builder.KindUnavailable, Op: "reading how the build ended", Err: err}
-		_, err = t.settle(ctx, *s, t.failed(s.record, err, failure{}))
+		err = t.settle(ctx, *s, t.failed(s.record, err, failure{}))
 		return err
 	}
 	switch data := e.Data.(type) {
@@ -81,9 +80,9 @@ func (t *Trigger) apply(ctx context.Context, m events.Message, s *stored) error 
 		r := s.record
 		r.BuildID = data.BuildID
 		cause := builder.Errorf(KindBuildFailed, "building the image", "%s: %s", data.Error.Code, data.Error.Message)
-		_, err = t.settle(ctx, *s, t.failed(r, cause, failure{build: &data.Error, log: data.LogTail}))
+		err = t.settle(ctx, *s, t.failed(r, cause, failure{build: &data.Error, log: data.LogTail}))
 	case *events.BuildCanceled:
-		_, err = t.settle(ctx, *s, t.canceled(s.record, fmt.Sprintf("The build of its image was canceled: %s", data.Reason)))
+		err = t.settle(ctx, *s, t.canceled(s.record, "The build of its image was canceled: "+data.Reason))
 	}
 	return err
 }
@@ -129,7 +128,7 @@ func (t *Trigger) ready(ctx context.Context, s *stored, found image) error {
 		t.wake()
 	default:
 		x.stored, x.claimed = *s, true
-		t.enter(x)
+		t.enter(x) //nolint:contextcheck // the run outlives the message
 	}
 	if err == nil {
 		t.reach("image noted")
@@ -145,5 +144,5 @@ func (t *Trigger) reserve(s stored) *execution {
 		return nil
 	}
 	t.free--
-	return t.newExecution(t.work, s) //nolint:contextcheck // the run outlives the message
+	return t.newExecution(t.work, s)
 }

@@ -36,17 +36,17 @@ func (r record) terminal() (events.Event, error) {
 // settle decides how a run ends that nobody has in hand: the first terminal event that
 // gets into the store is the one that is published. The error matches worker.ErrConflict
 // when somebody else wrote first.
-func (t *Trigger) settle(ctx context.Context, s stored, e events.Event) (stored, error) {
+func (t *Trigger) settle(ctx context.Context, s stored, e events.Event) error {
 	next := s.record
 	if err := next.end(e); err != nil {
-		return s, err
+		return err
 	}
 	if err := t.save(ctx, &s, next); err != nil {
-		return s, err
+		return err
 	}
 	t.count(s.record, e)
 	t.reach("end decided")
-	return s, t.finish(ctx, s, false)
+	return t.finish(ctx, s, false)
 }
 
 // finish makes a decided end known and removes what is not needed any more. It is safe to

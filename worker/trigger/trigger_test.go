@@ -174,7 +174,7 @@ func TestRunsThatCannotBeAreRefusedWithTheirCode(t *testing.T) {
 			if !ok || failed.Error.Code != string(tc.code) || failed.Error.Hint == "" || failed.Error.Message == "" {
 				t.Fatalf("ended with %+v", w.terminal("r").Data)
 			}
-			switch tc.code {
+			switch tc.code { //nolint:exhaustive // the others have nothing more to show
 			case KindBuildFailed:
 				if failed.BuildError == nil || failed.BuildError.Code != "command_failed" || !slices.Equal(failed.LogTail, []string{"of the build"}) {
 					t.Errorf("%+v", failed)

@@ -87,7 +87,7 @@ func (w *world) store(m events.Message, e events.Event) *message {
 	close(w.more)
 	w.more = make(chan struct{})
 	var q *queue
-	switch e.Type {
+	switch e.Type { //nolint:exhaustive // others go to nobody
 	case events.TypeRunRequested:
 		q = w.queues["requests"]
 	case events.TypeRunCancel:
