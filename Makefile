@@ -123,8 +123,8 @@ chaos: $(BIN)/kaniko-executor ## Break real processes for CHAOS_DURATION (10m), 
 	done
 
 .PHONY: chaos-short
-chaos-short: $(BIN)/kaniko-executor ## Run a short chaos, and the tests of takeover, sharing and rolling restart
-	@.ci/gotest chaos -tags chaos -count=1 -timeout 20m -run '^(TestChaos|TestAHundredRequestsShareOneExecution|TestAnotherWorkerTakesOverWithinALease|TestRollingRestartLosesAndRepeatsNothing)$$' ./cmd/kiln
+chaos-short: $(BIN)/kaniko-executor ## Run a short chaos, and the tests of takeover, sharing, rolling restart and runs
+	@.ci/gotest chaos -tags chaos -count=1 -timeout 20m -run '^(TestChaos|TestAHundredRequestsShareOneExecution|TestAnotherWorkerTakesOverWithinALease|TestRollingRestartLosesAndRepeatsNothing|TestRunsWhileTriggersAreKilled)$$' ./cmd/kiln
 
 .PHONY: load
 load: $(BIN)/kaniko-executor ## Measure how many requests pass through 1, 2 and 4 workers, and a backlog of 50 000
