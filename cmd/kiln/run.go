@@ -51,7 +51,7 @@ canceled, 2 for a bad file or flag, 3 when no NATS server answers.
 Examples:
   kiln run -f function.yaml --auto-build
   kiln run -f function.yaml --handler train --param epochs=10 --param 'layers=[64,32]'
-  kiln run -f function.yaml --detach
+  kiln run -f function.yaml --arg=--fast --env LEVEL=debug --detach
   kiln run -f function.yaml -o json --no-follow`
 }
 
