@@ -17,7 +17,7 @@ type buildCmd struct {
 	NATS cli.NATSFlags `embed:"" prefix:"nats-"`
 	cli.RequestFlags
 	ID     string        `env:"-" placeholder:"TEXT" help:"Request id; the same request under the same id again does nothing. Defaults to a random one."`
-	Follow bool          `env:"-" default:"true" xor:"follow" negatable:"" help:"Print the log and wait for the image (the default)."`
+	Follow *bool         `env:"-" xor:"follow" negatable:"" help:"Print the log and wait for the image (the default)."`
 	Detach bool          `env:"-" short:"d" xor:"follow" help:"Print the request id and return at once."`
 	Wait   time.Duration `env:"-" placeholder:"DURATION" help:"Give up waiting after this time; the request stays. Defaults to no limit."`
 	Output string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text, or json: the terminal event's data on standard output and nothing else there."`
@@ -124,7 +124,9 @@ func (b *buildCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Clien
 			p.queued(data)
 		case *events.BuildStarted:
 			p.building(data)
-			logs.Go(func() { _ = kiln.Logs(logCtx, data.BuildID, data.Attempt, true, p) })
+			if b.Follow == nil || *b.Follow {
+				logs.Go(func() { _ = kiln.Logs(logCtx, data.BuildID, data.Attempt, true, p) })
+			}
 		case *events.BuildCompleted:
 			result.Completed = data
 		case *events.BuildFailed:

@@ -35,7 +35,7 @@ type runCmd struct {
 	NoCache      bool          `env:"-" help:"Build again even when an identical build is finished."`
 	LocalSource  string        `env:"-" name:"source" placeholder:"PATH" help:"Folder or archive whose content goes into the image, as with kiln build."`
 	ID           string        `env:"-" placeholder:"TEXT" help:"Run id; the same run under the same id again does nothing. Defaults to a random one."`
-	Follow       bool          `env:"-" default:"true" xor:"follow" negatable:"" help:"Print the logs of build and run and wait for the end (the default)."`
+	Follow       *bool         `env:"-" xor:"follow" negatable:"" help:"Print the logs of build and run and wait for the end (the default)."`
 	Detach       bool          `env:"-" short:"d" xor:"follow" help:"Print the run id and return at once."`
 	Wait         time.Duration `env:"-" placeholder:"DURATION" help:"Give up waiting after this time; the run stays. Defaults to no limit."`
 	Output       string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text, or json: the terminal event's data on standard output and nothing else there."`
@@ -190,7 +190,7 @@ func parameters(all []string) (map[string]json.RawMessage, error) {
 
 // follow prints the log of the build, then that of the run, while it waits for the end.
 func (r *runCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Client, ticket client.Ticket) (client.RunResult, error) {
-	quiet := r.Output == "json" || !r.Follow
+	quiet := r.Output == "json" || (r.Follow != nil && !*r.Follow)
 	f := &runFollower{kiln: kiln, ticket: ticket, since: time.Now().Add(-time.Minute)}
 	// What the build says is no output of the function.
 	f.progress = newProgress(s.Err, s.Err, quiet)

@@ -66,7 +66,7 @@ func answerRuns(t *testing.T, bus *natsbus.Bus, exit int) <-chan events.RunReque
 				seen <- *r
 			}
 			for _, answer := range runAnswers(bus, e.ID, exit) {
-				if err := bus.Publish(ctx, answer); err != nil {
+				if err := bus.Publish(context.WithoutCancel(ctx), answer); err != nil {
 					t.Errorf("publish: %v", err)
 				}
 			}
