@@ -116,7 +116,7 @@ func (b *buildCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Clien
 	if b.Output == "json" {
 		out = s.Err
 	}
-	p := newProgress(s.Err, out, b.Output == "json")
+	p := newProgress(s.Err, out, b.Output == "json", "still queued: is a worker running, and is it free?")
 	defer p.stop()
 	p.note("request " + ticket.ID + " is queued")
 

@@ -52,6 +52,8 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 		"missing file":           {"", []string{"build", "-f", "/nowhere.yaml"}, "nowhere.yaml"},
 		"schema":                 {"kind: job\nmetadata: {}\nspec: {build: {commands: ls}}\n", []string{"build", "-f", "-"}, "/function/spec/build/commands"},
 		"follow and detach":      {functionYAML, []string{"build", "-f", "-", "--detach", "--follow"}, "can't be used together"},
+		"run without a file":     {"", []string{"run"}, "--file=FILE"},
+		"parameter":              {functionYAML, []string{"run", "-f", "-", "--param", "x"}, "NAME=VALUE"},
 		"no project":             {"", []string{"build", "--project-image"}, "--project=NAME"},
 		"no kind":                {"", []string{"spark-image"}, "--kind"},
 		"other kind":             {"", []string{"spark-image", "--kind", "job"}, "must be one of"},
@@ -69,7 +71,7 @@ func TestMistakesExitWithTwoAndSayWhat(t *testing.T) {
 
 func TestNoServerExitsWithThree(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"ls"}, {"status", "x"}, {"logs", "x"}} {
+	for _, args := range [][]string{{"ls"}, {"status", "x"}, {"logs", "x"}, {"runs"}} {
 		_, errs, code := execute(t, "", append(args, "--nats-url", "nats://user:hunter2@127.0.0.1:1")...)
 		if code != cli.ExitNoConnection || !strings.Contains(errs, "kiln up") || strings.Contains(errs, "hunter2") {
 			t.Errorf("%v: exit code %d: %s", args, code, errs)

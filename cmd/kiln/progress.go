@@ -18,6 +18,7 @@ type progress struct {
 	status  io.Writer // where the status line goes, nil without a terminal
 	out     io.Writer
 	notes   io.Writer
+	late    string
 	state   string
 	since   time.Time
 	told    bool // why the request waits
@@ -29,9 +30,10 @@ type progress struct {
 // patience is how long a request may wait before the user is told why.
 const patience = 5 * time.Second
 
-// newProgress prints log lines to out and notes to errs; quiet drops log lines.
-func newProgress(errs, out io.Writer, quiet bool) *progress {
-	p := &progress{out: out, notes: errs, since: time.Now(), done: make(chan struct{})}
+// newProgress prints log lines to out and notes to errs; quiet drops log lines. Late is
+// what it says when nothing happens for a while.
+func newProgress(errs, out io.Writer, quiet bool, late string) *progress {
+	p := &progress{out: out, notes: errs, late: late, since: time.Now(), done: make(chan struct{})}
 	if quiet {
 		p.out = io.Discard
 	}
@@ -55,7 +57,7 @@ func (p *progress) tick() {
 		if p.state == "" && !p.told && time.Since(p.since) > patience {
 			p.told = true
 			p.clear()
-			fmt.Fprintln(p.notes, "still queued: is a worker running, and is it free?")
+			fmt.Fprintln(p.notes, p.late)
 		}
 		p.draw()
 		p.mu.Unlock()

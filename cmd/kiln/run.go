@@ -51,7 +51,7 @@ canceled, 2 for a bad file or flag, 3 when no NATS server answers.
 Examples:
   kiln run -f function.yaml --auto-build
   kiln run -f function.yaml --handler train --param epochs=10 --param 'layers=[64,32]'
-  kiln run -f function.yaml --detach
+  kiln run -f function.yaml --arg=--fast --env LEVEL=debug --detach
   kiln run -f function.yaml -o json --no-follow`
 }
 
@@ -193,7 +193,7 @@ func (r *runCmd) follow(ctx context.Context, s cli.Streams, kiln *client.Client,
 	quiet := r.Output == "json" || (r.Follow != nil && !*r.Follow)
 	f := &runFollower{kiln: kiln, ticket: ticket, since: time.Now().Add(-time.Minute)}
 	// What the build says is no output of the function.
-	f.progress = newProgress(s.Err, s.Err, quiet)
+	f.progress = newProgress(s.Err, s.Err, quiet, "not started yet: the image is unpacked, or no worker is free")
 	f.out = io.Discard
 	if !quiet {
 		f.out = s.Out

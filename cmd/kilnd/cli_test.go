@@ -261,7 +261,7 @@ func TestProvisionWritesItsDefinitionsWithoutAServer(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "nats")
 	out, errs, code := execute(t, "", "provision", "--write", dir, "--nats-prefix", "acme", "--nats-url", "nats://127.0.0.1:1")
-	if code != cli.ExitOK || strings.Count(out, "wrote") != 8 {
+	if code != cli.ExitOK || strings.Count(out, "wrote") != 14 {
 		t.Fatalf("exit code %d: %s%s", code, out, errs)
 	}
 	for name, text := range map[string]string{

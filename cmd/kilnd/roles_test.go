@@ -247,9 +247,11 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 	s := startSecured(t)
 	const p, sub, c, w, b, o = natsbus.RolePublisher, natsbus.RoleSubscriber, natsbus.RoleClient, natsbus.RoleWorker, natsbus.RoleBuild, natsbus.RoleOperator
 	publish := map[string][]natsbus.Role{
-		"build.requested": {p, c},
-		"build.started":   {w}, "build.completed": {w}, "build.failed": {w}, "build.log.x": {w},
-		"build.other": nil, "run.requested": nil, "elsewhere": nil,
+		"build.requested": {p, c, w}, "run.requested": {p, c}, "run.started": {w}, "run.completed": {w}, "run.log.x": {w}, "run.other": nil,
+		"$KV.KILN_RUNS.run.x": {w}, "$JS.API.CONSUMER.CREATE.RUN.x": {c, w}, "$JS.API.CONSUMER.MSG.NEXT.RUN.run-triggers": {w},
+		"$JS.API.STREAM.PURGE.KV_KILN_RUNS": {o}, "$JS.ACK.RUN.run-triggers.1.1.1.1.0": {w},
+		"build.started": {w}, "build.completed": {w}, "build.failed": {w}, "build.log.x": {w},
+		"build.other": nil, "elsewhere": nil,
 		"$KV.KILN_LEDGER.build.x": {w}, "$KV.OTHER.x": nil,
 		"$JS.API.STREAM.MSG.GET.KV_KILN_LEDGER": {w, o}, "$JS.API.STREAM.MSG.GET.BUILD": {w, o}, "$JS.API.DIRECT.GET.BUILD": nil,
 		"$JS.API.STREAM.INFO.BUILD": {w, o}, "$JS.API.STREAM.CREATE.BUILD": {o}, "$JS.API.STREAM.UPDATE.BUILD": {o},
@@ -268,6 +270,7 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 		"_INBOX.x": nil, "_INBOX_KILN_WORKER.x": nil, "$SYS.REQ.SERVER.PING": nil, "$JS.API.ACCOUNT.PURGE.KILN": nil,
 	}
 	subscribe := map[string][]natsbus.Role{
+		"run.completed": {sub, c}, "run.log.x": {sub, c}, "run.requested": nil, "run.*": nil,
 		"build.started": {sub, c}, "build.completed": {sub, c}, "build.failed": {sub, c}, "build.log.*": {sub, c}, "build.log.x": {sub, c},
 		"build.requested": nil, "build.*": nil, "build.>": nil, ">": nil, "$KV.>": nil, "$JS.API.>": nil, "$JS.ACK.>": nil, "$SYS.>": nil,
 		"_INBOX.>": {p, b}, "_INBOX_KILN_CLIENT.>": {c}, "_INBOX_KILN_WORKER.>": {w}, "_INBOX_KILN_OPERATOR.>": {o}, "*.>": nil, "$JS.EVENT.>": nil,

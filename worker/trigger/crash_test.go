@@ -100,8 +100,8 @@ func (w *world) live(name string, l *link, step string, nth int, seen func(strin
 func (w *world) unfinished() []string {
 	var out []string
 	for _, id := range played {
-		if w.runs.record(id).State != stateEnded {
-			out = append(out, id)
+		if r := w.runs.record(id); r.State != stateEnded {
+			out = append(out, fmt.Sprintf("%s: %+v, canceled by %+v", id, r, r.Cancel))
 		}
 	}
 	return out

@@ -78,6 +78,23 @@ func (r record) timings(finished time.Time) events.RunTimings {
 	return events.RunTimings{Requested: r.Requested, Ready: r.Ready, Started: r.Started, Finished: finished}
 }
 
+func (t *Trigger) waiting(r record, says string) events.Event {
+	now := time.Now().UTC()
+	return t.event(r, events.TypeRunWaiting, 0, &events.RunWaiting{
+		RunID: r.RunID, Function: r.Function, Name: r.Name, RequestID: r.Build, Waiting: now,
+		Why: fmt.Sprintf("The image is built or looked for first, since %s asks for auto_build.", says),
+	}, now)
+}
+
+// unwanted cancels the build of a run.
+func (t *Trigger) unwanted(r record, suffix string) events.Event {
+	e := t.event(r, events.TypeBuildCancel, 0, &events.BuildCancel{
+		RequestID: r.Build, Reason: "The run that waited for it was canceled.",
+	}, time.Now().UTC())
+	e.ID = r.Build + suffix
+	return e
+}
+
 func (t *Trigger) started(r record) events.Event {
 	return t.event(r, events.TypeRunStarted, r.Attempt, &events.RunStarted{
 		RunID: r.RunID, Function: r.Function, Name: r.Name, Attempt: r.Attempt, Runner: r.Runner, Trigger: r.Owner,

@@ -240,16 +240,13 @@ func (x *execution) run(plan run.Plan) (run.Result, error) {
 		return run.Result{}, builder.ErrLeaseLost
 	}
 	t.reach("process wanted")
+	running, ended := context.WithCancel(x.ctx)
+	defer ended()
 	result, err := t.deps.Runner.Run(x.ctx, plan, run.Watch{Logs: out, Started: func(at time.Time) {
 		deadline = time.AfterFunc(time.Until(at.Add(limit)), func() { x.cancel(errTimeout) })
-		x.announcing.Go(func() {
-			ctx, cancel := detached(x.ctx)
-			defer cancel()
-			if err := x.announce(ctx, at); err != nil {
-				x.note.Warn().Err(err).Msg("cannot tell that a run started yet")
-			}
-		})
+		x.announcing.Go(func() { x.keepAnnouncing(running, at) })
 	}})
+	ended()
 	closeOut()
 	if kind := builder.KindOf(err); err != nil && kind != builder.KindInterrupted && kind != builder.KindLeaseLost {
 		fmt.Fprintf(x.log, "kiln: attempt %d ended: %s: %s\n", x.attempt, kind, firstLine(x.clean(err).Error()))
@@ -283,6 +280,23 @@ func (x *execution) output() (out io.Writer, closeAll func()) {
 	return out, func() {
 		for _, c := range slices.Backward(closers) {
 			_ = c.Close()
+		}
+	}
+}
+
+// keepAnnouncing tells the start until that succeeds, the process has ended or the run is
+// somebody else's.
+func (x *execution) keepAnnouncing(running context.Context, at time.Time) {
+	for try := 1; ; try++ {
+		ctx, cancel := detached(running)
+		err := x.announce(ctx, at)
+		cancel()
+		if err == nil {
+			return
+		}
+		x.note.Warn().Err(err).Msg("cannot tell that a run started yet")
+		if worker.Sleep(running, worker.Delay(try, x.trigger.cfg.RetryDelay, x.trigger.cfg.RetryMaxDelay)); running.Err() != nil {
+			return
 		}
 	}
 }

@@ -117,8 +117,13 @@ func (t *Trigger) admit(ctx context.Context, a *arrival, s *stored) error {
 	t.reach("run opened")
 	next := fresh.record
 	next.State = stateWaiting
-	if auto, _ := autoBuild(a.request); auto {
+	if auto, says := autoBuild(a.request); auto {
 		next.Build = buildRequest(s.key, a.Sequence)
+		// Before the record, which anybody may end: nothing comes after the end.
+		if err := t.tell(ctx, t.waiting(next, says), false, next.Requested); err != nil {
+			return err
+		}
+		t.reach("wait published")
 	}
 	if err := t.save(ctx, s, next); err != nil {
 		return err
@@ -188,7 +193,7 @@ func autoBuild(r *events.RunRequest) (auto bool, says string) {
 // repetition looks whether that was done before.
 func (t *Trigger) provide(ctx context.Context, a *arrival, s *stored, repetition bool) error {
 	if s.Build != "" {
-		return t.ask(ctx, a, s, repetition)
+		return t.ask(ctx, a.request, *s, repetition)
 	}
 	resolved, err := function.Resolve(t.cfg.Function, worker.Input(s.RunID, unlessDeployed(a.request)))
 	if err == nil {
@@ -224,25 +229,22 @@ func (r *record) broke(cause error) {
 	r.Causes = r.Causes[max(0, len(r.Causes)-maxCauses):]
 }
 
-// ask tells that the run waits and asks for its image. The record is stored already: no
-// result can come before somebody knows the run.
-func (t *Trigger) ask(ctx context.Context, a *arrival, s *stored, repetition bool) error {
-	now := time.Now().UTC()
-	_, says := autoBuild(a.request)
-	waiting := t.event(s.record, events.TypeRunWaiting, 0, &events.RunWaiting{
-		RunID: s.RunID, Function: s.Function, Name: s.Name, RequestID: s.Build, Waiting: now,
-		Why: fmt.Sprintf("The image is built or looked for first, since %s asks for auto_build.", says),
-	}, now)
-	request := a.request.Build()
-	build := t.event(s.record, events.TypeBuildRequested, 0, &request, now)
+// ask requests the image of a run. The record is stored already: no result can come
+// before somebody knows the run.
+func (t *Trigger) ask(ctx context.Context, r *events.RunRequest, s stored, repetition bool) error {
+	request := r.Build()
+	build := t.event(s.record, events.TypeBuildRequested, 0, &request, time.Now().UTC())
 	build.ID = s.Build
-	for _, e := range []events.Event{waiting, build} {
-		if err := t.tell(ctx, e, repetition, s.Requested); err != nil {
-			return err
-		}
-		t.reach(strings.ReplaceAll(string(e.Type), ".", " ") + " published")
+	if err := t.tell(ctx, build, repetition, s.Requested); err != nil {
+		return err
 	}
-	return nil
+	t.reach("build requested")
+	// Who canceled the run meanwhile canceled a build that was not requested yet.
+	now, err := t.load(ctx, s.key)
+	if err == nil && now.State == stateEnded && now.Build == s.Build && now.canceled() {
+		err = t.tell(ctx, t.unwanted(now.record, ".cancel.late"), false, s.Requested)
+	}
+	return err
 }
 
 // tell publishes an event, unless a repetition finds it out there: the stream recognises

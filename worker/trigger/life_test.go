@@ -264,3 +264,27 @@ func TestTriggerThatIsStoppedWhileIdleEnds(t *testing.T) {
 		t.Error("it goes on")
 	}
 }
+
+func TestStartIsToldAlthoughTheStoreDidNotAnswerAtFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := newLink(1)
+	w.park.play = func(run.Plan) script {
+		l.mu.Lock() // the process starts in a moment in which nothing can be written
+		l.before = 1000
+		l.mu.Unlock()
+		time.AfterFunc(100*time.Millisecond, func() {
+			l.mu.Lock()
+			l.before = 0
+			l.mu.Unlock()
+		})
+		return script{forever: true}
+	}
+	w.publish(request("r", needsBuild, ""))
+	w.join(quick("t1"), l, nil)
+	w.await("the run to be told", func() bool { return len(w.of(events.TypeRunStarted)) == 1 && w.runs.record("r").State == stateRunning })
+	w.finish()
+	if done, ok := w.terminal("r").Data.(*events.RunCompleted); !ok || done.Attempt != 1 {
+		t.Errorf("ended with %+v", w.terminal("r").Data)
+	}
+}

@@ -86,7 +86,7 @@ func (r *reconciler) ask(ctx context.Context, s stored) {
 	}
 	request, err := r.t.request(ctx, s)
 	if err == nil {
-		err = r.t.ask(ctx, &arrival{request: request}, &s, true)
+		err = r.t.ask(ctx, request, s, true)
 	}
 	r.repaired("request", s, err)
 }

@@ -61,9 +61,7 @@ func (t *Trigger) finish(ctx context.Context, s stored, repetition bool) error {
 	}
 	t.reach("end published")
 	if s.canceled() && s.Build != "" && s.Image == "" {
-		cancel := t.event(s.record, events.TypeBuildCancel, 0, &events.BuildCancel{RequestID: s.Build, Reason: "The run that waited for it was canceled."}, time.Now().UTC())
-		cancel.ID = s.Build + ".cancel"
-		if err := t.tell(ctx, cancel, repetition, e.Time); err != nil {
+		if err := t.tell(ctx, t.unwanted(s.record, ".cancel"), repetition, e.Time); err != nil {
 			return err
 		}
 		t.reach("build canceled")
