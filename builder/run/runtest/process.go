@@ -78,7 +78,7 @@ func testResults(t *testing.T, h Harness) {
 	most := fmt.Sprintf(`{"a":%q}`, strings.Repeat("x", h.MaxResults-len(`{"a":""}`)))
 	for i, tc := range []struct{ left, want string }{
 		{`{"accuracy": 0.9, "text": "<&>\u0000 é"}`, `{"accuracy":0.9,"text":"<&>\u0000 é"}`},
-		{most, most}, {"[1]", ""}, {"{", ""}, {`{"a": "` + strings.Repeat("x", h.MaxResults) + `"}`, ""},
+		{most, most}, {"[1]", ""}, {"{", ""}, {`{"a": "` + strings.Repeat("x", h.MaxResults+1000) + `"}`, ""},
 	} {
 		c := begin(t.Context(), h.Runner, NewPlan(h.Image, t.Name()+fmt.Sprint(i), "results", tc.left, "exit", "1"))
 		var want, got any

@@ -27,6 +27,8 @@ type Harness struct {
 	Missing string
 	// Memory and Disk say that the runner enforces such limits.
 	Memory, Disk bool
+	// LosesLogs says that the log of a process that was ended goes with it.
+	LosesLogs bool
 	// MaxResults is how many bytes of results the runner passes on.
 	MaxResults int
 	// Leftovers returns what is there of attempts, in words; nil: there is nothing to
