@@ -107,7 +107,7 @@ func (x *execution) find(ctx context.Context) error {
 			return runCanceled(ctx)
 		}
 		if job, err = x.make(ctx); err == nil {
-			x.run.job = job
+			x.job = job
 			return nil
 		}
 		if _, ours := errors.AsType[*builder.Error](err); ours {
@@ -127,7 +127,7 @@ func (x *execution) find(ctx context.Context) error {
 	case job.DeletionTimestamp != nil:
 		return builder.Errorf(builder.KindUnavailable, op, "the Job %s is being deleted", name)
 	}
-	x.run.job = job
+	x.job = job
 	if _, buried := tombstoneOf(job); buried || ctx.Err() != nil || begun(x.engine.objects.pod(job.UID), containerContext) || jobOver(job) {
 		return nil
 	}
@@ -163,7 +163,7 @@ func (x *execution) make(ctx context.Context) (*batchv1.Job, error) {
 		return nil, err
 	}
 	x.say("Created the Job %s/%s", job.Namespace, job.Name)
-	x.run.job = job
+	x.job = job
 	return job, x.complete(ctx)
 }
 
@@ -173,7 +173,7 @@ func (x *execution) complete(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	secret, err := newRunSecret(x.plan, x.engine.cfg, spec, x.run.job)
+	secret, err := newRunSecret(x.plan, x.engine.cfg, spec, x.job)
 	if err != nil {
 		return err
 	}
@@ -188,10 +188,10 @@ func (x *execution) unfound(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		err = runCanceled(ctx)
 	}
-	if x.run.job == nil && !x.created || leaves(ctx) {
+	if x.job == nil && !x.created || leaves(ctx) {
 		return err
 	}
-	if x.run.job == nil {
+	if x.job == nil {
 		// The Job may be there although its making failed.
 		look, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.engine.cfg.Grace)
 		defer cancel()
@@ -199,7 +199,7 @@ func (x *execution) unfound(ctx context.Context, err error) error {
 		if gerr != nil || !sameRun(job, x.plan) {
 			return err
 		}
-		x.run.job = job
+		x.job = job
 	}
 	return x.bury(ctx, err)
 }
@@ -240,14 +240,14 @@ func (x *execution) bury(ctx context.Context, err error) error {
 		return err
 	}
 	change, merr := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": x.run.job.UID, "annotations": map[string]string{noteEnded: string(text)}},
+		"metadata": map[string]any{"uid": x.job.UID, "annotations": map[string]string{noteEnded: string(text)}},
 		"spec":     map[string]any{"activeDeadlineSeconds": 1},
 	})
 	if merr != nil {
 		return err
 	}
 	x.say("Stopping: %s", err)
-	if perr := x.engine.api.patchJob(ctx, x.run.job.Name, change); perr == nil {
+	if perr := x.engine.api.patchJob(ctx, x.job.Name, change); perr == nil {
 		x.awaitStopped(ctx)
 	}
 	return err
@@ -256,20 +256,20 @@ func (x *execution) bury(ctx context.Context, err error) error {
 // awaitStopped waits until the Job's Pod has ended or is gone.
 func (x *execution) awaitStopped(ctx context.Context) {
 	o := x.engine.objects
-	changes, stop := o.subscribe(x.run.job.Name)
+	changes, stop := o.subscribe(x.job.Name)
 	defer stop()
 	// What the informer misses is found by asking: a Job has failed once its Pods are gone.
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		pod := o.pod(x.run.job.UID)
-		if job := o.job(x.run.job.Namespace, x.run.job.Name); over(pod) || pod == nil && (job == nil || jobOver(job)) {
+		pod := o.pod(x.job.UID)
+		if job := o.job(x.job.Namespace, x.job.Name); over(pod) || pod == nil && (job == nil || jobOver(job)) {
 			return
 		}
 		select {
 		case <-changes:
 		case <-tick.C:
-			job, err := x.engine.api.getJob(ctx, x.run.job.Name)
+			job, err := x.engine.api.getJob(ctx, x.job.Name)
 			if apierrors.IsNotFound(err) || err == nil && jobOver(job) {
 				return
 			}

@@ -179,8 +179,9 @@ func TestLogEndpointIsAskedAndResumed(t *testing.T) {
 	}}
 	pod.Name = "kiln-x-1-abcde"
 	var out strings.Builder
-	f := &follower{containers: []string{containerContext, containerKaniko},
-		logs: podLogs{client: client, namespace: "builds"}, pod: func() *corev1.Pod { return pod }, changes: make(chan struct{}),
+	f := &follower{
+		containers: []string{containerContext, containerKaniko},
+		logs:       podLogs{client: client, namespace: "builds"}, pod: func() *corev1.Pod { return pod }, changes: make(chan struct{}),
 		out: func(container string) io.Writer { return tagged{&out, container} },
 	}
 	f.run(t.Context())

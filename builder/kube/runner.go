@@ -3,8 +3,8 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
 	"regexp"
+	"strconv"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -176,5 +176,5 @@ func runCanceled(ctx context.Context) error {
 
 // sameRun reports whether the Job is the attempt's.
 func sameRun(job *batchv1.Job, plan runs.Plan) bool {
-	return job.Annotations[noteRun] == plan.RunID && job.Labels[labelAttempt] == fmt.Sprint(plan.Attempt)
+	return job.Annotations[noteRun] == plan.RunID && job.Labels[labelAttempt] == strconv.Itoa(plan.Attempt)
 }

@@ -114,7 +114,7 @@ func probe(ctx context.Context, p *fakePod) {
 
 // reports ends the process as the launcher does.
 func (p *fakePod) reports(report launcher.Report, most int) {
-	code, reason := int32(report.ExitCode), "Completed" //nolint:gosec // an exit code
+	code, reason := int32(report.ExitCode), "Completed"
 	if report.Failure != "" {
 		code = 127
 	}
@@ -153,7 +153,7 @@ func TestRunsEndByWhatTheClusterSays(t *testing.T) {
 			p.exit(containerContext, 0, "Completed", "")
 			p.waiting(containerRun, "ImagePullBackOff", "not found")
 		}, builder.KindUnavailable, "ImagePullBackOff"},
-		"no node": {func(_ context.Context, p *fakePod) { p.pending("Unschedulable", "0/3 nodes") }, builder.KindUnavailable, "0/3 nodes"},
+		"no node": {func(_ context.Context, p *fakePod) { p.pending("SchedulerError", "0/3 nodes") }, builder.KindUnavailable, "0/3 nodes"},
 		"a source that is missing": {func(_ context.Context, p *fakePod) {
 			p.scheduled()
 			p.exit(containerContext, 1, "Error", string(Failure(builder.Errorf(builder.KindSourceNotFound, "fetching the source", "no such branch"))))
@@ -205,8 +205,10 @@ func runOfEverything() runs.Plan {
 	p.SourceEnv = map[string]string{"GIT_TOKEN": "hush-git"}
 	p.Limits = builder.Limits{Timeout: 90 * time.Second, Memory: 8 * gib, CPU: 1.5}
 	p.GPUs = map[string]int64{"nvidia.com/gpu": 2}
-	p.Scheduling = builder.Scheduling{NodeSelector: map[string]string{"pool": "gpu"}, PriorityClass: "urgent", ServiceAccount: "trainer",
-		Affinity: json.RawMessage(`{"podAntiAffinity":{}}`), Tolerations: json.RawMessage(`[{"key":"gpu","operator":"Exists"}]`)}
+	p.Scheduling = builder.Scheduling{
+		NodeSelector: map[string]string{"pool": "gpu"}, PriorityClass: "urgent", ServiceAccount: "trainer",
+		Affinity: json.RawMessage(`{"podAntiAffinity":{}}`), Tolerations: json.RawMessage(`[{"key":"gpu","operator":"Exists"}]`),
+	}
 	p.Labels = map[string]string{"owner": "ann <&>"}
 	p.Project, p.Function, p.Name = "demo", "trainer", "trainer-train"
 	return p

@@ -198,8 +198,9 @@ func runContainer(plan runs.Plan, cfg Config, secret string) (corev1.Container, 
 func literal(value string) string { return strings.ReplaceAll(value, "$", "$$") }
 
 func runVolumes(plan runs.Plan, cfg Config, secret string) []corev1.Volume {
-	items := []corev1.KeyToPath{{Key: keyPlan, Path: keyPlan}}
-	for i := range sourceNames(plan) {
+	names := sourceNames(plan)
+	items := append(make([]corev1.KeyToPath, 0, 1+len(names)), corev1.KeyToPath{Key: keyPlan, Path: keyPlan})
+	for i := range names {
 		items = append(items, corev1.KeyToPath{Key: argKey(i), Path: argKey(i)})
 	}
 	workspace := &corev1.EmptyDirVolumeSource{SizeLimit: resource.NewQuantity(cfg.WorkspaceSize, resource.BinarySI)}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -35,7 +36,7 @@ func newRunSite(tb testing.TB) runSite {
 		built.launcher, built.probe = runtest.Build(tb, "kiln/cmd/kiln-init"), runtest.Build(tb, runtest.ProbePackage)
 	})
 	launcher := filepath.Join(tb.TempDir(), "kiln-init")
-	if err := os.WriteFile(launcher, built.launcher, 0o755); err != nil { //nolint:gosec // everybody has to execute it
+	if err := os.WriteFile(launcher, built.launcher, 0o755); err != nil {
 		tb.Fatal(err)
 	}
 	reg := enginetest.NewRegistry(tb)
@@ -53,9 +54,13 @@ func (s runSite) push(tb testing.TB, name string, changes ...func(*v1.Config)) s
 // runConfig returns a configuration for real containers, or skips the test.
 func runConfig(tb testing.TB, site runSite) RunnerConfig {
 	tb.Helper()
-	return RunnerConfig{
-		Launcher: site.launcher, StateDir: tb.TempDir(), Images: images(tb, registry.Config{}), Grace: 3e9,
-	}
+	dir := tb.TempDir()
+	tb.Cleanup(func() {
+		// After all runners that share it.
+		mounts, _ := cgroupMounts()
+		cgroups{mounts: mounts, path: "/kiln/" + markOf(dir)}.removeParent()
+	})
+	return RunnerConfig{Launcher: site.launcher, StateDir: dir, Images: images(tb, registry.Config{}), Grace: 3 * time.Second}
 }
 
 func needContainers(tb testing.TB) {

@@ -79,7 +79,10 @@ func testResults(t *testing.T, h Harness) {
 	most := fmt.Sprintf(`{"a":%q}`, strings.Repeat("x", h.MaxResults-len(`{"a":""}`)))
 	for i, tc := range []struct{ left, want string }{
 		{`{"accuracy": 0.9, "text": "<&>\u0000 é"}`, `{"accuracy":0.9,"text":"<&>\u0000 é"}`},
-		{most, most}, {"[1]", ""}, {"{", ""}, {`{"a": "` + strings.Repeat("x", h.MaxResults+1000) + `"}`, ""},
+		{most, most},
+		{"[1]", ""},
+		{"{", ""},
+		{`{"a": "` + strings.Repeat("x", h.MaxResults+1000) + `"}`, ""},
 	} {
 		c := begin(t.Context(), h.Runner, NewPlan(h.Image, t.Name()+strconv.Itoa(i), "results", tc.left, "exit", "1"))
 		var want, got any
@@ -164,10 +167,10 @@ func testNothingToRun(t *testing.T, h Harness) {
 	plan := h.plan(t)
 	plan.Commands = []run.Command{{Needs: "mlrun", Args: []string{"mlrun"}}, {Needs: "python3", Args: []string{"python3"}}}
 	c := begin(t.Context(), h.Runner, plan)
-	err := c.fails(t, builder.KindInvalidRequest)
+	text := c.fails(t, builder.KindInvalidRequest)
 	for _, program := range []string{"mlrun", "python3"} {
-		if !strings.Contains(err.Error(), program) {
-			t.Errorf("error %q does not name %s", err, program)
+		if !strings.Contains(text, program) {
+			t.Errorf("error %q does not name %s", text, program)
 		}
 	}
 	// Where there are no images, it is the process that finds out.
@@ -197,9 +200,9 @@ func testMissing(t *testing.T, h Harness) {
 	}
 	plan := h.plan(t, "id")
 	plan.Image = h.Missing
-	err := begin(t.Context(), h.Runner, plan).fails(t, builder.KindBaseNotFound)
-	if !strings.Contains(err.Error(), h.Missing[:10]) {
-		t.Errorf("error %q does not name the image", err)
+	text := begin(t.Context(), h.Runner, plan).fails(t, builder.KindBaseNotFound)
+	if !strings.Contains(text, h.Missing[:10]) {
+		t.Errorf("error %q does not name the image", text)
 	}
 	h.nothing(t)
 	// With the image it is as if nobody had asked before.

@@ -127,14 +127,14 @@ func (c *call) ok(t *testing.T, code int) run.Result {
 	return result
 }
 
-// fails is end for a call that returns an error of the kind.
-func (c *call) fails(t *testing.T, kind builder.Kind) error {
+// fails is end for a call that returns an error of the kind, whose text it returns.
+func (c *call) fails(t *testing.T, kind builder.Kind) string {
 	t.Helper()
 	_, err := c.end(t)
 	if _, ok := errors.AsType[*builder.Error](err); !ok || builder.KindOf(err) != kind {
 		t.Fatalf("error %v (%s), want %s; log:\n%s", err, builder.KindOf(err), kind, c.log)
 	}
-	return err
+	return err.Error()
 }
 
 // once checks that the log has one process's id, and returns it.
