@@ -47,7 +47,7 @@ comma          := ,
 
 .PHONY: image
 image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kiln) ## Assemble dist/kiln-image.tar; PUSH=REF pushes it too
-	@go run ./deploy/image kiln $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kiln$(comma)dist/$(subst /,-,$p)/kilnd) -o dist/kiln-image.tar -name $(or $(PUSH),kiln:latest) $(if $(PUSH),-push $(PUSH))
+	@go run ./deploy/image kiln $(foreach p,$(PLATFORMS),-binary $p=dist/$(subst /,-,$p)/kiln$(comma)dist/$(subst /,-,$p)/kilnd$(comma)dist/$(subst /,-,$p)/kiln-init) -o dist/kiln-image.tar -name $(or $(PUSH),kiln:latest) $(if $(PUSH),-push $(PUSH))
 
 .PHONY: kaniko-image
 kaniko-image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kaniko-executor) ## Assemble dist/kaniko-image.tar from the pinned executor; PUSH=REF pushes it too
@@ -56,7 +56,7 @@ kaniko-image: $(foreach p,$(PLATFORMS),dist/$(subst /,-,$p)/kaniko-executor) ## 
 # Go knows by itself whether there is something to do.
 .PHONY: FORCE
 dist/%/kiln: FORCE
-	@CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $(@D)/ ./cmd/kiln ./cmd/kilnd
+	@CGO_ENABLED=0 GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) go build -trimpath -ldflags='-s -w' -o $(@D)/ ./cmd/kiln ./cmd/kilnd ./cmd/kiln-init
 
 dist/%/kaniko-executor: FORCE
 	@cd deploy/kaniko

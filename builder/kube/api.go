@@ -84,6 +84,14 @@ func (c cluster) deleteJob(ctx context.Context, name string, uid types.UID, how 
 	return err
 }
 
+// patchJob merges a change into the very Job.
+func (c cluster) patchJob(ctx context.Context, name string, change []byte) error {
+	_, err := retry(ctx, c.retryFor, func() (*batchv1.Job, error) {
+		return c.client.BatchV1().Jobs(c.namespace).Patch(ctx, name, types.MergePatchType, change, metav1.PatchOptions{})
+	})
+	return err
+}
+
 // createSecret creates the Secret. One that is there already is the same: its name is
 // the Job's own.
 func (c cluster) createSecret(ctx context.Context, secret *corev1.Secret) error {

@@ -49,6 +49,7 @@ func permissions() []permission {
 		{"delete", "batch", "jobs", ""},
 		{"get", "batch", "jobs", ""},
 		{"list", "batch", "jobs", ""},
+		{"patch", "batch", "jobs", ""},
 		{"watch", "batch", "jobs", ""},
 		{"list", "", "pods", ""},
 		{"watch", "", "pods", ""},

@@ -85,7 +85,7 @@ func TestCheckSaysWhatIsMissingAndHowToGetIt(t *testing.T) {
 		// subject, part of its detail and of its fix
 		subject, detail, fix string
 	}{
-		"all there":          {answering(reviewed(nil), nil), "permissions", "all 10 in namespace builds", ""},
+		"all there":          {answering(reviewed(nil), nil), "permissions", "all 11 in namespace builds", ""},
 		"job taken":          {answering(reviewed(nil), nil), "Job", "takes it", ""},
 		"no quota":           {answering(reviewed(nil), nil), "quota", "has none", ""},
 		"denied":             {answering(reviewed([]string{"create secrets", "get pods/log"}), nil), "permissions", "get pods/log, create secrets", "role.yaml"},

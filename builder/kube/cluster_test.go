@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -54,6 +55,7 @@ func newTestCluster(t *testing.T, play script) *testCluster {
 	}
 	c.client.PrependReactor("create", "jobs", c.createJob)
 	c.client.PrependReactor("delete", "jobs", c.deleteJob)
+	c.client.PrependReactor("patch", "jobs", c.patchJob)
 	role := readRole(t)
 	c.client.PrependReactor("*", "*", func(a k8stesting.Action) (bool, runtime.Object, error) {
 		if !allows(role, a) {
@@ -171,6 +173,36 @@ func (c *testCluster) deleteJob(a k8stesting.Action) (bool, runtime.Object, erro
 		c.collect(job)
 	})
 	return foreground, nil, nil
+}
+
+// patchJob ends a Job's Pod when its deadline has passed.
+func (c *testCluster) patchJob(a k8stesting.Action) (bool, runtime.Object, error) {
+	patch, ok := a.(k8stesting.PatchAction)
+	if !ok {
+		return false, nil, nil
+	}
+	job := c.job(patch.GetNamespace(), patch.GetName())
+	if job == nil {
+		return true, nil, apierrors.NewNotFound(jobsGVR.GroupResource(), patch.GetName())
+	}
+	job = job.DeepCopy()
+	if err := json.Unmarshal(patch.GetPatch(), job); err != nil {
+		return true, nil, err
+	}
+	if err := c.client.Tracker().Update(jobsGVR, job, job.Namespace); err != nil {
+		return true, nil, err
+	}
+	c.mu.Lock()
+	end := c.ends[job.UID]
+	delete(c.ends, job.UID)
+	c.mu.Unlock()
+	if end != nil && *job.Spec.ActiveDeadlineSeconds == 1 {
+		c.work.Go(func() {
+			end()
+			(&fakePod{cluster: c, job: job}).jobEnds(batchv1.JobFailed, batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline")
+		})
+	}
+	return true, job, nil
 }
 
 // collect removes the Job's Secrets.

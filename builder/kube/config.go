@@ -107,6 +107,9 @@ type Config struct {
 	RetryFor time.Duration
 	// SweepEvery is the time between sweeps of forgotten Jobs. Defaults to 10 min.
 	SweepEvery time.Duration
+
+	// component tells the Jobs of builds and of runs apart.
+	component string
 }
 
 // Waits say for how long a build may be held up, by reason. It fails when the time is
@@ -128,6 +131,7 @@ type Waits struct {
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.Instance, "kiln")
+	setDefault(&c.component, "build")
 	setDefault(&c.PullPolicy, corev1.PullIfNotPresent)
 	setDefault(&c.WorkspaceSize, 2*gib)
 	setDefault(&c.Timeout, time.Hour)

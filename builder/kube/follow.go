@@ -27,13 +27,15 @@ type follower struct {
 	pod func() *corev1.Pod
 	// changes has something after every change of the Pod.
 	changes <-chan struct{}
+	// containers are in the order in which they run.
+	containers []string
 	// out is where a container's lines go.
 	out func(container string) io.Writer
 }
 
 // run returns when every container's log was read to its end, or ctx is done.
 func (f *follower) run(ctx context.Context) {
-	for _, container := range []string{containerContext, containerKaniko} {
+	for _, container := range f.containers {
 		if !f.follow(ctx, container) {
 			return
 		}

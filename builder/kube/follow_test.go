@@ -126,7 +126,7 @@ func TestVeryLongLinesAreBounded(t *testing.T) {
 	t.Parallel()
 	long := "2026-01-02T03:04:05Z " + strings.Repeat("x", 3*maxLine)
 	var out strings.Builder
-	f := &follower{logs: &streams{texts: []string{long, long + "\n2026-01-02T03:04:05Z end\n"}}, out: func(string) io.Writer { return &out }}
+	f := &follower{containers: []string{containerContext, containerKaniko}, logs: &streams{texts: []string{long, long + "\n2026-01-02T03:04:05Z end\n"}}, out: func(string) io.Writer { return &out }}
 	at := newPosition()
 	for range 2 {
 		if _, err := f.copy(t.Context(), "p", containerKaniko, at, false); err != nil {
@@ -180,7 +180,8 @@ func TestLogEndpointIsAskedAndResumed(t *testing.T) {
 	pod.Name = "kiln-x-1-abcde"
 	var out strings.Builder
 	f := &follower{
-		logs: podLogs{client: client, namespace: "builds"}, pod: func() *corev1.Pod { return pod }, changes: make(chan struct{}),
+		containers: []string{containerContext, containerKaniko},
+		logs:       podLogs{client: client, namespace: "builds"}, pod: func() *corev1.Pod { return pod }, changes: make(chan struct{}),
 		out: func(container string) io.Writer { return tagged{&out, container} },
 	}
 	f.run(t.Context())

@@ -56,7 +56,7 @@ func (v view) held() hold {
 	if c := condition(v.pod, corev1.PodScheduled); v.pod.Spec.NodeName == "" && c != nil && c.Status == corev1.ConditionFalse {
 		return hold{cause: causeNode, reason: c.Reason, message: c.Message}
 	}
-	for _, container := range []string{containerContext, containerKaniko} {
+	for _, container := range []string{containerContext, mainOf(v.pod)} {
 		s := status(v.pod, container)
 		switch {
 		case s == nil:

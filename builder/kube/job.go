@@ -47,7 +47,7 @@ func jobName(plan builder.Plan, cfg Config) string {
 
 // selector selects the Jobs and Pods of an installation.
 func selector(cfg Config) map[string]string {
-	return map[string]string{labelName: "kiln", labelComponent: "build", labelInstance: cfg.Instance}
+	return map[string]string{labelName: "kiln", labelComponent: cfg.component, labelInstance: cfg.Instance}
 }
 
 func labels(plan builder.Plan, cfg Config) map[string]string {

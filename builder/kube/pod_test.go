@@ -52,6 +52,9 @@ func (p *fakePod) remove() {
 	}
 }
 
+// main names the container that does the work.
+func (p *fakePod) main() string { return p.job.Spec.Template.Spec.Containers[0].Name }
+
 // pending makes the Pod wait for a node.
 func (p *fakePod) pending(reason, message string) {
 	p.update(func(pod *corev1.Pod) {
@@ -66,7 +69,7 @@ func (p *fakePod) scheduled() {
 		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}}
 	})
 	p.waiting(containerContext, "PodInitializing", "")
-	p.waiting(containerKaniko, "PodInitializing", "")
+	p.waiting(p.main(), "PodInitializing", "")
 }
 
 func (p *fakePod) state(container string, state corev1.ContainerState) {
@@ -93,7 +96,7 @@ func (p *fakePod) exit(container string, code int32, reason, message string) {
 	p.state(container, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Reason: reason, Message: message}})
 	if code != 0 {
 		p.failed("", "")
-	} else if container == containerKaniko {
+	} else if container == p.main() {
 		p.update(func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded })
 	}
 }

@@ -47,7 +47,7 @@ func Prepare(ctx context.Context, from, workspace *os.Root, open Opener, log io.
 		return nil
 	}
 	_, _ = fmt.Fprintf(log, "Fetching the source, %s\n", kaniko.Clean(d.Source.Version))
-	return fetch(ctx, from, workspace, d, open)
+	return fetch(ctx, from, workspace, path.Join(inWorkspace(kaniko.Context), builder.SourceDir), d.Source, d.Env, open)
 }
 
 // inWorkspace returns a path of the executor relative to the workspace.
@@ -86,17 +86,18 @@ func writeFiles(workspace *os.Root, d document) error {
 	return nil
 }
 
-func fetch(ctx context.Context, from, workspace *os.Root, d document, open Opener) error {
+// fetch writes the source into a folder of the workspace; names says which files hold
+// the variables for it.
+func fetch(ctx context.Context, from, workspace *os.Root, folder string, s *source, names map[string]string, open Opener) error {
 	const op = "fetching the source"
-	env := make(map[string]string, len(d.Env))
-	for name, key := range d.Env {
+	env := make(map[string]string, len(names))
+	for name, key := range names {
 		value, err := from.ReadFile(key)
 		if err != nil {
 			return unavailable(op, err)
 		}
 		env[name] = string(value)
 	}
-	folder := path.Join(inWorkspace(kaniko.Context), builder.SourceDir)
 	if err := workspace.MkdirAll(folder, 0o755); err != nil {
 		return unavailable(op, err)
 	}
@@ -105,12 +106,12 @@ func fetch(ctx context.Context, from, workspace *os.Root, d document, open Opene
 		return unavailable(op, err)
 	}
 	defer dir.Close()
-	sources, closer, err := open(d.Source.Settings)
+	sources, closer, err := open(s.Settings)
 	if err != nil {
 		return unavailable(op, err)
 	}
 	defer closer.Close()
-	return sources.Fetch(ctx, d.Source.URL, d.Source.Version, env, dir)
+	return sources.Fetch(ctx, s.URL, s.Version, env, dir)
 }
 
 // unavailable is the error of something that the cluster should have done.

@@ -12,7 +12,25 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kiln/builder"
+	runs "kiln/builder/run"
+	"kiln/builder/run/runtest"
 )
+
+// endRun starts a run and cancels it.
+func endRun(t *testing.T, c *testCluster) {
+	t.Helper()
+	c.play = probe
+	r, err := NewRunner(t.Context(), c.client, runnerConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := r.Run(ctx, runtest.NewPlan(probeImage, t.Name(), "wait"), runs.Watch{}); builder.KindOf(err) != builder.KindTimeout {
+		t.Fatalf("a run that has to end: %v", err)
+	}
+}
 
 // The test cluster refuses what the Role does not grant, so that every test of the
 // engine needs the Role. This one sees to it that nothing else is in it.
@@ -38,6 +56,7 @@ func TestRoleGrantsWhatIsCalledAndNothingElse(t *testing.T) {
 		if _, err := e.Run(t.Context(), testPlan(), &strings.Builder{}); err == nil {
 			t.Fatal("a build without a Pod succeeded")
 		}
+		endRun(t, c)
 		granted := map[string]bool{}
 		for _, rule := range readRole(t).Rules {
 			for _, resource := range rule.Resources {

@@ -24,6 +24,14 @@ type run struct {
 	// out is the build's log; log is the executor's part of it.
 	out *lines
 	log *kaniko.Log
+	// main names the container that does the work, and image what it is made of.
+	main, image string
+	// lines takes what that container writes, until it is closed.
+	lines io.WriteCloser
+	// ended tells from a view how it ended; nil: it goes on.
+	ended func(view) *ending
+	// began is called with every view in which the main container has begun.
+	began func(time.Time)
 	// told are the lines that were said already.
 	told map[string]bool
 
@@ -39,7 +47,20 @@ type run struct {
 
 func newRun(e *Engine, plan builder.Plan, logs io.Writer) *run {
 	out := &lines{w: logs}
-	return &run{engine: e, plan: plan, out: out, log: kaniko.NewLog(out), told: make(map[string]bool)}
+	log := kaniko.NewLog(out)
+	return &run{
+		engine: e, plan: plan, out: out, log: log, told: make(map[string]bool), main: containerKaniko, image: e.cfg.ExecutorImage,
+		lines: closing{log}, ended: view.ended, began: func(time.Time) {},
+	}
+}
+
+// closing makes an io.WriteCloser of the executor's log.
+type closing struct{ *kaniko.Log }
+
+// Close implements io.Closer.
+func (c closing) Close() error {
+	c.Log.Close()
+	return nil
 }
 
 // lines lets several goroutines write whole lines.
@@ -110,7 +131,7 @@ func (r *run) watch(ctx context.Context, follow *following) (*ending, error) {
 		}
 		r.report(v)
 		follow.see(v.pod)
-		if end := v.ended(); end != nil {
+		if end := r.ended(v); end != nil {
 			return end, nil
 		}
 		h := v.held()
@@ -201,11 +222,12 @@ func (r *run) report(v view) {
 	if begun(v.pod, containerContext) {
 		r.say("Container %s started", containerContext)
 	}
-	if t := terminated(v.pod, containerContext); t != nil && t.ExitCode == 0 && !begun(v.pod, containerKaniko) {
-		r.say("Container %s: pulling %s where the node lacks it", containerKaniko, r.engine.cfg.ExecutorImage)
+	if t := terminated(v.pod, containerContext); t != nil && t.ExitCode == 0 && !begun(v.pod, r.main) {
+		r.say("Container %s: pulling %s where the node lacks it", r.main, r.image)
 	}
-	if begun(v.pod, containerKaniko) {
-		r.say("Container %s started", containerKaniko)
+	if begun(v.pod, r.main) {
+		r.say("Container %s started", r.main)
+		r.began(begunAt(v.pod, r.main))
 	}
 	switch h := v.held(); h.cause {
 	case causeNode, causeImage, causeContainer:
@@ -249,9 +271,9 @@ type following struct {
 func (r *run) follow(ctx context.Context) *following {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	w := &following{run: r, cancel: cancel, done: make(chan struct{}), changes: make(chan struct{}, 1)}
-	f := &follower{logs: r.engine.logs, changes: w.changes, pod: w.pod.Load, out: func(container string) io.Writer {
-		if container == containerKaniko {
-			return r.log
+	f := &follower{logs: r.engine.logs, changes: w.changes, pod: w.pod.Load, containers: []string{containerContext, r.main}, out: func(container string) io.Writer {
+		if container == r.main {
+			return r.lines
 		}
 		return cleaning{r.out}
 	}}
@@ -293,7 +315,7 @@ const (
 // finish waits for the end of the log.
 func (w *following) finish(ctx context.Context) {
 	grace := lostLogGrace
-	if pod := w.pod.Load(); terminated(pod, containerKaniko) != nil {
+	if pod := w.pod.Load(); terminated(pod, w.run.main) != nil {
 		grace = logGrace
 	} else if t := terminated(pod, containerContext); t != nil && t.ExitCode != 0 {
 		grace = logGrace
@@ -312,5 +334,5 @@ func (w *following) finish(ctx context.Context) {
 func (w *following) stop() {
 	w.cancel()
 	<-w.done
-	w.run.log.Close()
+	_ = w.run.lines.Close()
 }

@@ -42,6 +42,10 @@ func (e *Engine) expiry(job *batchv1.Job) time.Time {
 	if s := job.Spec.ActiveDeadlineSeconds; s != nil {
 		life += time.Duration(*s) * time.Second
 	}
+	if tomb, ok := tombstoneOf(job); ok {
+		// Its deadline is not its own any more.
+		return tomb.At.Add(life)
+	}
 	return job.CreationTimestamp.Add(life)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -159,6 +160,14 @@ func status(pod *corev1.Pod, container string) *corev1.ContainerStatus {
 	return nil
 }
 
+// mainOf names the container that does the work.
+func mainOf(pod *corev1.Pod) string {
+	if len(pod.Spec.Containers) == 0 {
+		return containerKaniko
+	}
+	return pod.Spec.Containers[0].Name
+}
+
 func terminated(pod *corev1.Pod, container string) *corev1.ContainerStateTerminated {
 	if s := status(pod, container); s != nil {
 		return s.State.Terminated
@@ -170,6 +179,19 @@ func terminated(pod *corev1.Pod, container string) *corev1.ContainerStateTermina
 func begun(pod *corev1.Pod, container string) bool {
 	s := status(pod, container)
 	return s != nil && (s.State.Running != nil || s.State.Terminated != nil)
+}
+
+// begunAt returns when the container began; zero: it has not.
+func begunAt(pod *corev1.Pod, container string) time.Time {
+	switch s := status(pod, container); {
+	case s == nil:
+		return time.Time{}
+	case s.State.Running != nil:
+		return s.State.Running.StartedAt.Time
+	case s.State.Terminated != nil:
+		return s.State.Terminated.StartedAt.Time
+	}
+	return time.Time{}
 }
 
 func failing(kind builder.Kind, op, format string, args ...any) *ending {

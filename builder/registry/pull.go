@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -72,4 +73,18 @@ func (r *Registry) imageAt(ctx context.Context, op string, ref name.Reference) (
 		return nil, builder.Errorf(builder.KindBaseNotFound, op, "it is no container image but %q", short(string(desc.MediaType)))
 	}
 	return desc.Image()
+}
+
+// Entrypoint returns the entrypoint and command of the image that ref names, as Image
+// does it. Errors are those of Image.
+func (r *Registry) Entrypoint(ctx context.Context, ref, secret string) ([]string, error) {
+	image, err := r.Image(ctx, ref, secret)
+	if err != nil {
+		return nil, err
+	}
+	config, err := image.ConfigFile()
+	if err != nil {
+		return nil, r.pullError("reading the configuration of "+ref, err)
+	}
+	return slices.Concat(config.Config.Entrypoint, config.Config.Cmd), nil
 }

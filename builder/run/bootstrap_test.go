@@ -44,10 +44,10 @@ func called(t *testing.T, code string, run Request) (out, results string, ok boo
 	for i := range args {
 		args[i] = strings.ReplaceAll(args[i], functionDir, dir)
 	}
-	cmd := exec.CommandContext(t.Context(), python, args...) //nolint:gosec // the test's own
+	cmd := exec.CommandContext(t.Context(), python, args...)
 	cmd.Env, cmd.Dir = append(os.Environ(), "KILN_RESULTS="+filepath.Join(dir, "results"), "PYTHONDONTWRITEBYTECODE=1"), dir
 	text, err := cmd.CombinedOutput()
-	raw, _ := os.ReadFile(filepath.Join(dir, "results")) //nolint:gosec // the test's own
+	raw, _ := os.ReadFile(filepath.Join(dir, "results"))
 	return string(text), string(raw), err == nil
 }
 

@@ -17,7 +17,7 @@ const (
 	varProject = "MLRUN_DEFAULT_PROJECT"
 	varDB      = "MLRUN_DBPATH"
 	// secretPrefix begins the names under which MLRun's get_secret finds secrets.
-	secretPrefix = "MLRUN_K8S_SECRET__"
+	secretPrefix = "MLRUN_K8S_SECRET__" //nolint:gosec // a name, not a secret
 )
 
 // env returns the environment of the process in the order of names: MLRun's own

@@ -14,9 +14,9 @@ import (
 	"kiln/builder"
 )
 
-var update = flag.Bool("update", false, "write golden files") //nolint:gochecknoglobals // a flag of the test
+var update = flag.Bool("update", false, "write golden files")
 
-var testImage = "registry.example.com/team/func:1@sha256:" + strings.Repeat("ab", 32) //nolint:gochecknoglobals // constant
+var testImage = "registry.example.com/team/func:1@sha256:" + strings.Repeat("ab", 32)
 
 // input returns one that resolves; text is the function object, the rest is the test's.
 func input(function string) Input {

@@ -74,7 +74,7 @@ func (r *resolver) limits() (builder.Limits, map[string]int64) {
 	check(r, "run.resources.memory", l.Memory, most.Memory, bytesText)
 	check(r, "run.resources.disk", l.Disk, most.Disk, bytesText)
 	check(r, "run.resources.cpu", l.CPU, most.CPU, func(v float64) string { return fmt.Sprint(v) })
-	check(r, "run.resources.pids", l.PIDs, most.PIDs, func(v int64) string { return fmt.Sprint(v) })
+	check(r, "run.resources.pids", l.PIDs, most.PIDs, func(v int64) string { return strconv.FormatInt(v, 10) })
 	for _, name := range slices.Sorted(maps.Keys(gpus)) {
 		if err := checkGPU(name, gpus[name]); err != nil {
 			r.add("run.resources.gpus", "%s", err)

@@ -123,13 +123,11 @@ func (c cgroups) names() []string {
 	return all
 }
 
-// removeParent removes the cgroups that held those of builds, unless others use them.
+// removeParent removes the cgroup that held those of an Engine. The one above it stays:
+// somebody else may just be making one below it.
 func (c cgroups) removeParent() {
 	for _, mount := range c.mounts {
-		dir := filepath.Join(mount, c.path)
-		if unix.Rmdir(dir) == nil {
-			_ = unix.Rmdir(filepath.Dir(dir))
-		}
+		_ = unix.Rmdir(filepath.Join(mount, c.path))
 	}
 }
 

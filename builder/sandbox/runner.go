@@ -116,8 +116,6 @@ func (r *Runner) Close() error {
 		return nil
 	}
 	r.calls.Wait()
-	// Those of processes that go on stay.
-	r.cgroups.removeParent()
 	return errors.Join(r.images.root.Close(), r.state.root.Close())
 }
 

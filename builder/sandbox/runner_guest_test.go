@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -19,8 +20,6 @@ import (
 	"kiln/builder/run"
 	"kiln/builder/run/runtest"
 )
-
-type configOfImage = v1.Config
 
 // shellPlan runs a script in an image with busybox.
 func shellPlan(image, name, script string) run.Plan {
@@ -37,11 +36,11 @@ func busybox(t *testing.T, host string) string {
 }
 
 // ran runs the plan and returns its log, without the runner's lines.
-func ran(t *testing.T, r *Runner, plan run.Plan, code int) string {
+func ran(t *testing.T, r *Runner, plan run.Plan) string {
 	t.Helper()
 	log := &runtest.Log{}
 	result, err := r.Run(t.Context(), plan, run.Watch{Logs: log})
-	if err != nil || result.ExitCode != code {
+	if err != nil || result.ExitCode != 0 {
 		t.Fatalf("exit code %d, error %v; log:\n%s", result.ExitCode, err, log)
 	}
 	_, text, _ := strings.Cut(log.String(), "--\n")
@@ -51,7 +50,7 @@ func ran(t *testing.T, r *Runner, plan run.Plan, code int) string {
 func TestProcessSeesNothingOfTheHost(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	plan := shellPlan(busybox(t, site.host), t.Name(), `
 		echo --; id -u; cat /proc/self/uid_map /proc/self/gid_map
@@ -60,7 +59,7 @@ func TestProcessSeesNothingOfTheHost(t *testing.T) {
 		mount -t tmpfs x /tmp 2>/dev/null && echo mounts; unshare -U true 2>/dev/null && echo unshares
 		echo more >/dev/stdout; ls /proc | grep -c '^[0-9]'; cat /etc/hosts | grep -c kiln-run`)
 	plan.Env = []run.Var{{Name: "A", Value: "b"}}
-	got := strings.Join(strings.Fields(ran(t, r, plan, 0)), " ")
+	got := strings.Join(strings.Fields(ran(t, r, plan)), " ")
 	for _, want := range []string{
 		"0 0 1073741824 65536 0 1073741824 65536", "CapPrm: 0000000000000000 CapEff: 0000000000000000 CapBnd: 0000000000000000",
 		"NoNewPrivs: 1", "Seccomp: 2", " A=b ", "KILN_RESULTS=/run/kiln/out/results.json", " init out spec.json more ",
@@ -79,12 +78,12 @@ func TestProcessSeesNothingOfTheHost(t *testing.T) {
 func TestRunsShareAnImageAndNotTheirChanges(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	image := busybox(t, site.host)
 	for i := range 2 {
 		script := `echo --; cat /etc/group | wc -l; rm -r /etc/group /usr; echo x >/new; ls / | tr '\n' ' '; stat -c %u:%g /home/user/file`
-		if diff := cmp.Diff("2\nbin dev etc home new proc root run sys tmp var 1000:1000\n", ran(t, r, shellPlan(image, t.Name()+fmt.Sprint(i), script), 0)); diff != "" {
+		if diff := cmp.Diff("2\nbin dev etc home new proc root run sys tmp var 1000:1000\n", ran(t, r, shellPlan(image, t.Name()+strconv.Itoa(i), script))); diff != "" {
 			t.Errorf("run %d (-want +got):\n%s", i, diff)
 		}
 	}
@@ -93,12 +92,12 @@ func TestRunsShareAnImageAndNotTheirChanges(t *testing.T) {
 func TestImagesUserIsFound(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	for user, want := range map[string]string{"": "0 0 /home", "7": "7 0 /home", "7:8": "7 8 /home", "1000:1000": "1000 1000 /home"} {
-		image := runtest.PushImage(t, site.host+"/u", func(c *v1.Config) { c.User = user })
+		image := site.push(t, "u", func(c *v1.Config) { c.User = user })
 		plan := runtest.NewPlan(image, t.Name()+user, "out", "--", "cat", "/proc/self/status", "pwd")
-		text := ran(t, r, plan, 0)
+		text := ran(t, r, plan)
 		var got []string
 		for line := range strings.Lines(text) {
 			if f := strings.Fields(line); len(f) > 1 && (f[0] == "Uid:" || f[0] == "Gid:") {
@@ -111,7 +110,7 @@ func TestImagesUserIsFound(t *testing.T) {
 		}
 	}
 	for _, user := range []string{"nobody-knows", "70000", "-1"} {
-		image := runtest.PushImage(t, site.host+"/u", func(c *v1.Config) { c.User = user })
+		image := site.push(t, "u", func(c *v1.Config) { c.User = user })
 		if _, err := r.Run(t.Context(), runtest.NewPlan(image, t.Name()+user), run.Watch{}); builder.KindOf(err) != builder.KindInvalidRequest {
 			t.Errorf("user %q: %v, want invalid_request", user, err)
 		}
@@ -131,14 +130,14 @@ func (tree) Fetch(_ context.Context, url, version string, env map[string]string,
 func TestSourceIsThereWhenTheRunStarts(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	cfg := runConfig(t, site)
 	cfg.Sources = tree{}
 	r := runner(t, cfg)
 	plan := runtest.NewPlan(site.image, t.Name(), "out", "--", "pwd", "cat", "main.txt")
 	plan.Source = &builder.Source{URL: "git://x/y.git", Target: "/home/code", Version: "git:1234"}
 	plan.SourceEnv, plan.Workdir = map[string]string{"GIT_TOKEN": "t"}, "/home/code"
-	if got, want := ran(t, r, plan, 0), "/home/code\ngit://x/y.git git:1234 t\n"; got != want {
+	if got, want := ran(t, r, plan), "/home/code\ngit://x/y.git git:1234 t\n"; got != want {
 		t.Errorf("log is %q, want %q", got, want)
 	}
 	for version, kind := range map[string]builder.Kind{"sha256:missing": builder.KindSourceNotFound, "": builder.KindInvalidRequest} {
@@ -153,7 +152,7 @@ func TestSourceIsThereWhenTheRunStarts(t *testing.T) {
 func TestSecretsAreNotOnDiskWhileTheProcessRuns(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	plan := runtest.NewPlan(site.image, t.Name(), "out", "here", "wait")
 	plan.Secrets = []run.Var{{Name: "TOKEN", Value: "hush-5678"}}
@@ -174,11 +173,11 @@ func TestSecretsAreNotOnDiskWhileTheProcessRuns(t *testing.T) {
 	again.Await(t, "here\n")
 	detach(builder.ErrShutdown)
 	<-second
-	err := filepath.WalkDir(filepath.Join(r.state.path), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(r.state.path, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || strings.Contains(path, "/images/") {
 			return err
 		}
-		raw, err := os.ReadFile(path) //nolint:gosec // the test's own
+		raw, err := os.ReadFile(path)
 		if strings.Contains(string(raw), "hush-5678") {
 			t.Errorf("%s holds the secret", path)
 		}
@@ -194,7 +193,7 @@ func TestSecretsAreNotOnDiskWhileTheProcessRuns(t *testing.T) {
 func TestLayersAreAppliedInOrderAndStayInside(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	dir := func(name string) runtest.Entry {
 		return runtest.Entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}}
@@ -223,7 +222,7 @@ func TestLayersAreAppliedInOrderAndStayInside(t *testing.T) {
 		name := strings.TrimPrefix(path, image.dir)
 		if err == nil && d.Type().IsRegular() {
 			var raw []byte
-			raw, err = os.ReadFile(path) //nolint:gosec // the test's own
+			raw, err = os.ReadFile(path)
 			got[name] = string(raw)
 		}
 		return err
@@ -247,7 +246,7 @@ func TestLayersAreAppliedInOrderAndStayInside(t *testing.T) {
 func TestImagesThatAreTooLargeOrBrokenAreRefused(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	cfg := runConfig(t, site)
 	cfg.ImageSize = 1000
 	r := runner(t, cfg)
@@ -263,7 +262,7 @@ func TestImagesThatAreTooLargeOrBrokenAreRefused(t *testing.T) {
 // BenchmarkTinyRun is a run of a process that does nothing, of an image that is unpacked.
 func BenchmarkTinyRun(b *testing.B) {
 	needContainers(b)
-	site := newRunSite()(b)
+	site := newRunSite(b)
 	r := runner(b, runConfig(b, site))
 	i := 0
 	for b.Loop() {

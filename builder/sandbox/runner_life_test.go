@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"kiln/builder"
-	"kiln/builder/enginetest"
 	"kiln/builder/registry"
 	"kiln/builder/run"
 	"kiln/builder/run/runtest"
@@ -52,7 +53,7 @@ func helper(t *testing.T, cfg RunnerConfig, plan run.Plan) (*exec.Cmd, *runtest.
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestHelperProcess$") //nolint:gosec // this program
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestHelperProcess$")
 	cmd.Env = append(os.Environ(), helperVar+"="+string(raw))
 	log := &runtest.Log{}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -65,7 +66,7 @@ func helper(t *testing.T, cfg RunnerConfig, plan run.Plan) (*exec.Cmd, *runtest.
 func TestProcessSurvivesTheDeathOfItsProgram(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	cfg := runConfig(t, site)
 	plan := runtest.NewPlan(site.image, t.Name(), "id", "wait")
 	cmd, log := helper(t, cfg, plan)
@@ -98,7 +99,7 @@ func TestProcessSurvivesTheDeathOfItsProgram(t *testing.T) {
 func TestKilledAtAnyMomentNothingStartsTwice(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	cfg := runConfig(t, site)
 	r := runner(t, cfg)
 	outcomes := map[builder.Kind]int{}
@@ -128,7 +129,7 @@ func TestKilledAtAnyMomentNothingStartsTwice(t *testing.T) {
 func TestMarkedButNeverStartedIsNeverStarted(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	plan := runtest.NewPlan(site.image, t.Name(), "id")
 	a, err := r.attempt(plan.RunID, plan.Attempt)
@@ -156,7 +157,7 @@ func TestMarkedButNeverStartedIsNeverStarted(t *testing.T) {
 func TestKilledContainerIsUnavailable(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	r := runner(t, runConfig(t, site))
 	plan := runtest.NewPlan(site.image, t.Name(), "out", "here", "wait")
 	log, done := &runtest.Log{}, make(chan error, 1)
@@ -181,12 +182,11 @@ func TestKilledContainerIsUnavailable(t *testing.T) {
 func TestImagesAreUnpackedOnceAndEvictedWhenUnused(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
-	reg := enginetest.NewRegistry(t)
+	site := newRunSite(t)
 	var blobs atomic.Int32
-	first := runtest.PushImage(t, reg.Host+"/a")
-	second := runtest.PushImage(t, reg.Host+"/b", func(c *configOfImage) { c.Labels = map[string]string{"b": "b"} })
-	reg.Fault(func(_ http.ResponseWriter, req *http.Request) bool {
+	first := site.push(t, "a")
+	second := site.push(t, "b", func(c *v1.Config) { c.Labels = map[string]string{"b": "b"} })
+	site.registry.Fault(func(_ http.ResponseWriter, req *http.Request) bool {
 		if strings.Contains(req.URL.Path, "/blobs/") {
 			blobs.Add(1)
 		}
@@ -223,7 +223,7 @@ func TestImagesAreUnpackedOnceAndEvictedWhenUnused(t *testing.T) {
 	if err := <-done; builder.KindOf(err) != builder.KindCanceled {
 		t.Errorf("got %v, want canceled", err)
 	}
-	third := runtest.PushImage(t, reg.Host+"/c", func(c *configOfImage) { c.Labels = map[string]string{"c": "c"} })
+	third := site.push(t, "c", func(c *v1.Config) { c.Labels = map[string]string{"c": "c"} })
 	try(third, "third")
 	if got := children(r.images.root.Name()); len(got) != 1 || !strings.HasSuffix(third, strings.TrimPrefix(got[0], r.images.boot+"-")) {
 		t.Errorf("unpacked are %q, want the last one", got)
@@ -236,7 +236,7 @@ func TestImagesAreUnpackedOnceAndEvictedWhenUnused(t *testing.T) {
 func TestOldRemainsAreSwept(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	cfg := runConfig(t, site)
 	cfg.Keep = time.Hour
 	r := runner(t, cfg)

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"kiln/builder/enginetest"
 	"kiln/builder/registry"
@@ -14,39 +17,50 @@ import (
 	"kiln/builder/run/runtest"
 )
 
-// runSite is what runners of a test share: the programs, a registry and an image.
-type runSite struct {
-	launcher, host, image string
+// built are the programs of the tests, built by the first one that needs them.
+var built struct {
+	sync.Once
+
+	launcher, probe []byte
 }
 
-// newRunSite builds the programs once for all tests of this process.
-var newRunSite = sync.OnceValue(func() func(testing.TB) runSite { //nolint:gochecknoglobals // built once
-	var once sync.Once
-	var dir string
-	return func(tb testing.TB) runSite {
-		tb.Helper()
-		once.Do(func() { dir = buildLauncher(tb) })
-		host := enginetest.NewRegistry(tb).Host
-		return runSite{launcher: filepath.Join(dir, "kiln-init"), host: host, image: runtest.PushImage(tb, host+"/team/probe")}
-	}
-})
+// runSite is what runners of a test share: the launcher, a registry and an image.
+type runSite struct {
+	launcher, host, image string
+	registry              *enginetest.Registry
+}
 
-func buildLauncher(tb testing.TB) string {
+func newRunSite(tb testing.TB) runSite {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "kiln-init")
-	if err != nil {
+	built.Do(func() {
+		built.launcher, built.probe = runtest.Build(tb, "kiln/cmd/kiln-init"), runtest.Build(tb, runtest.ProbePackage)
+	})
+	launcher := filepath.Join(tb.TempDir(), "kiln-init")
+	if err := os.WriteFile(launcher, built.launcher, 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	runtest.Build(tb, "kiln/cmd/kiln-init", dir)
-	return dir
+	reg := enginetest.NewRegistry(tb)
+	site := runSite{launcher: launcher, host: reg.Host, registry: reg}
+	site.image = site.push(tb, "probe")
+	return site
+}
+
+// push pushes the image of the suite, with changes.
+func (s runSite) push(tb testing.TB, name string, changes ...func(*v1.Config)) string {
+	tb.Helper()
+	return runtest.PushImage(tb, s.host+"/team/"+name, built.probe, changes...)
 }
 
 // runConfig returns a configuration for real containers, or skips the test.
 func runConfig(tb testing.TB, site runSite) RunnerConfig {
 	tb.Helper()
-	return RunnerConfig{
-		Launcher: site.launcher, StateDir: tb.TempDir(), Images: images(tb, registry.Config{}), Grace: 3e9,
-	}
+	dir := tb.TempDir()
+	tb.Cleanup(func() {
+		// After all runners that share it.
+		mounts, _ := cgroupMounts()
+		cgroups{mounts: mounts, path: "/kiln/" + markOf(dir)}.removeParent()
+	})
+	return RunnerConfig{Launcher: site.launcher, StateDir: dir, Images: images(tb, registry.Config{}), Grace: 3 * time.Second}
 }
 
 func needContainers(tb testing.TB) {
@@ -76,7 +90,7 @@ func runner(tb testing.TB, cfg RunnerConfig) *Runner {
 func TestRunnerConforms(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
-	site := newRunSite()(t)
+	site := newRunSite(t)
 	runtest.Run(t, func(t *testing.T) runtest.Harness {
 		t.Helper()
 		cfg := runConfig(t, site)

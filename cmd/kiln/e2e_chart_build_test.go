@@ -173,7 +173,7 @@ func (p *plant) doctorFindsAll(t *testing.T) {
 	c.Args = []string{"doctor", "--kube", "--config", "/etc/kiln/config/kiln.yaml"}
 	c.LivenessProbe, c.ReadinessProbe = nil, nil
 	log, code := p.cluster.RunPod(t, p.workers, spec)
-	if code != cli.ExitOK || !strings.Contains(log, "all 10 in namespace "+p.builds) {
+	if code != cli.ExitOK || !strings.Contains(log, "all 11 in namespace "+p.builds) {
 		t.Errorf("exit code %d:\n%s", code, log)
 	}
 }

@@ -131,11 +131,11 @@ func (p *plant) secret(t *testing.T, namespace, name string, data map[string]str
 // values are those of the chart. more goes before them.
 func (p *plant) values(t *testing.T, more map[string]any) map[string]any {
 	t.Helper()
-	kiln, kilnd := kubetest.Kiln(t)
+	kiln, kilnd, launcher := kubetest.Kiln(t)
 	login := map[string]any{"user": keyUser, "password": keyPassword, "ca": keyCA}
 	inbox := func(role natsbus.Role) string { return natsbus.Topology{}.InboxPrefix(role) }
 	values := map[string]any{
-		"image":            map[string]any{"repository": p.images.host + "/platform/kiln", "digest": p.pushImage(t, "kiln", kiln, kilnd)},
+		"image":            map[string]any{"repository": p.images.host + "/platform/kiln", "digest": p.pushImage(t, "kiln", kiln, kilnd, launcher)},
 		"imagePullSecrets": []string{pullSecret},
 		"nats":             map[string]any{"url": p.nats, "inboxPrefix": inbox(natsbus.RoleWorker), "secret": "nats-worker", "keys": login},
 		"provision":        map[string]any{"enabled": true, "inboxPrefix": inbox(natsbus.RoleOperator), "secret": "nats-operator", "keys": login},

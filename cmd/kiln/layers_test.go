@@ -83,16 +83,28 @@ var layers = map[string]layer{
 		},
 		never: append([]string{"kiln/builder/sandbox", "kiln/builder/kube", "cloud.google.com/go/storage", "google.golang.org/grpc"}, domain...),
 	},
-	"kiln/builder/run": {imports: []string{"kiln/builder"}, never: domain},
+	"kiln/builder/run": {
+		imports: []string{"kiln/builder", "kiln/builder/dockerfile", "kiln/builder/run/launcher"},
+		never:   append([]string{"github.com/google"}, domain...),
+	},
+	"kiln/builder/run/launcher":      {never: []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd", "github.com", "golang.org"}},
+	"kiln/builder/run/runtest/steps": {never: []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd", "github.com", "golang.org"}},
+	"kiln/builder/run/runtest/probe": {imports: []string{"kiln/builder/run/runtest/steps"}, never: domain},
+	"kiln/builder/run/runtest": {
+		imports: []string{"kiln/builder", "kiln/builder/run", "github.com/google/go-containerregistry", "github.com/google/go-cmp"},
+		never:   append([]string{"kiln/builder/kube", "kiln/builder/sandbox"}, domain...),
+	},
 	"kiln/builder/sandbox": {
 		imports: []string{
 			"kiln/builder", "kiln/builder/kaniko", "github.com/opencontainers/runtime-spec", "golang.org/x/sys",
+			// Images of runs.
+			"kiln/builder/run", "github.com/google/go-containerregistry/pkg/v1", "github.com/cyphar/filepath-securejoin", "github.com/moby/sys/user",
 		},
 		never: append([]string{"kiln/builder/kube", "kiln/builder/registry", "github.com/docker/cli", "github.com/aws", "github.com/Azure"}, domain...),
 	},
 	"kiln/builder/kube": {
 		imports: []string{
-			"kiln/builder", "kiln/builder/kaniko", "k8s.io/api", "k8s.io/apimachinery", "k8s.io/client-go",
+			"kiln/builder", "kiln/builder/kaniko", "kiln/builder/run", "k8s.io/api", "k8s.io/apimachinery", "k8s.io/client-go",
 			"github.com/cenkalti/backoff/v6", "go.opentelemetry.io/otel/propagation",
 		},
 		never: append([]string{"kiln/builder/sandbox", "k8s.io/client-go/kubernetes/fake", "go.opentelemetry.io/otel/sdk"}, withoutKubernetes(domain)...),
@@ -144,6 +156,8 @@ var layers = map[string]layer{
 		imports: []string{"github.com/google/go-containerregistry", "golang.org/x/crypto/x509roots"},
 		never:   []string{"kiln/builder", "kiln/events", "kiln/worker", "kiln/cmd"},
 	},
+	"kiln/cmd/kiln-init": {imports: []string{"kiln/builder/run/launcher"}, never: []string{"kiln/events", "kiln/worker", "kiln/schemas", "github.com", "golang.org"}},
+
 	"kiln/cmd/cli":  {imports: ofClient, never: append([]string{"kiln/cmd"}, heavy...)},
 	"kiln/cmd/kiln": {imports: append([]string{"kiln/cmd/cli"}, ofClient...), never: append([]string{"kiln/cmd/kilnd"}, heavy...)},
 	"kiln/cmd/kilnd": {

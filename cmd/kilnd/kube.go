@@ -60,27 +60,34 @@ type kubeFlags struct {
 
 // kube connects the service to the cluster.
 func (w *workerCmd) kube(ctx context.Context, s *service, log zerolog.Logger) (engine, error) {
-	f := w.Kube
-	if f.Image == "" {
-		return nil, cli.Usage(errors.New("--engine kube needs --kube-image, the image of this very program"))
-	}
-	cfg, err := f.config()
-	if err != nil {
-		return nil, cli.Usage(err)
-	}
-	if cfg.SourceSettings, err = w.podSources(); err != nil {
-		return nil, cli.Usage(err)
-	}
-	klog.SetSlogLogger(slog.New(zerolog.NewSlogHandler(log)))
-	client, err := kube.Connect(kube.ClientConfig{Kubeconfig: f.Kubeconfig, Context: f.Context, QPS: f.QPS, Burst: f.Burst})
+	client, cfg, err := w.cluster(s, log)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Namespace, cfg.Registries = cmp.Or(f.Namespace, client.Namespace), s.registry
-	if f.SecretsNamespace != "" {
+	if f := w.Kube; f.SecretsNamespace != "" {
 		s.secrets = secretStores{kube.NewProjectSecrets(client, f.SecretsNamespace, f.SecretsProjects...), s.secrets}
 	}
 	return kube.New(ctx, client, cfg)
+}
+
+// cluster returns the connection to the cluster, and how Jobs are made there.
+func (w *workerCmd) cluster(s *service, log zerolog.Logger) (client kube.Client, cfg kube.Config, err error) {
+	f := w.Kube
+	if f.Image == "" {
+		return client, cfg, cli.Usage(errors.New("--engine kube needs --kube-image, the image of this very program"))
+	}
+	if cfg, err = f.config(); err != nil {
+		return client, cfg, cli.Usage(err)
+	}
+	if cfg.SourceSettings, err = w.podSources(); err != nil {
+		return client, cfg, cli.Usage(err)
+	}
+	klog.SetSlogLogger(slog.New(zerolog.NewSlogHandler(log)))
+	if client, err = kube.Connect(kube.ClientConfig{Kubeconfig: f.Kubeconfig, Context: f.Context, QPS: f.QPS, Burst: f.Burst}); err != nil {
+		return client, cfg, err
+	}
+	cfg.Namespace, cfg.Registries = cmp.Or(f.Namespace, client.Namespace), s.registry
+	return client, cfg, nil
 }
 
 // secretStores are places of secrets; of several that have one, the last counts.

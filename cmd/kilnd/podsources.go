@@ -157,12 +157,13 @@ func (r connectedReader) Close() error {
 type contextCmd struct {
 	Plan           string `env:"-" default:"${plan_dir}" type:"existingdir" help:"Folder with the build's Secret."`
 	Workspace      string `env:"-" default:"${workspace_dir}" type:"existingdir" help:"Folder to write Dockerfile, context and source to."`
+	ForRun         bool   `name:"run" env:"-" help:"Prepare a run in place of a build."`
 	TerminationLog string `env:"-" default:"${termination_log}" help:"File for the reason of a failure."`
 }
 
 // Help is shown below the flags.
 func (contextCmd) Help() string {
-	return `Prepares a build inside its Pod. The engine kube runs it; there is no other use.
+	return `Prepares a build or a run inside its Pod. The engine kube runs it; there is no other use.
 
 Examples:
   kiln context --plan /etc/kiln/plan --workspace /kaniko/build`
@@ -205,5 +206,12 @@ func (c *contextCmd) prepare(ctx context.Context, s cli.Streams) error {
 		}
 		return sources, sources, nil
 	}
-	return kube.Prepare(ctx, plan, workspace, open, s.Out)
+	if !c.ForRun {
+		return kube.Prepare(ctx, plan, workspace, open, s.Out)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	return kube.PrepareRun(ctx, plan, workspace, filepath.Join(filepath.Dir(self), "kiln-init"), open, s.Out)
 }

@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/rs/zerolog"
+
 	"kiln/builder"
+	"kiln/builder/kube"
 	runs "kiln/builder/run"
 	"kiln/builder/sandbox"
 )
@@ -55,4 +58,20 @@ func (f buildFlags) sandboxRunner(ctx context.Context, stateDir string, s *servi
 		return runner{}, err
 	}
 	return runner{Runner: made, Closer: made, place: host + ":" + dir}, nil
+}
+
+// kubeRunner runs functions in the cluster, where and as builds do. Triggers in several
+// clusters that share one NATS need places of their own (--trigger-place).
+func (w *workerCmd) kubeRunner(ctx context.Context, s *service, log zerolog.Logger) (runner, error) {
+	client, cfg, err := w.cluster(s, log)
+	if err != nil {
+		return runner{}, err
+	}
+	// What is kept of a run is kept longer than a finished build.
+	cfg.TTL = 0
+	made, err := kube.NewRunner(ctx, client, kube.RunnerConfig{Config: cfg, Entrypoints: s.registry})
+	if err != nil {
+		return runner{}, err
+	}
+	return runner{Runner: made, Closer: made, place: "kube:" + cfg.Namespace + "/" + cfg.Instance}, nil
 }

@@ -54,7 +54,10 @@ func (w *workerCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) erro
 	if w.Engine == "kube" {
 		// Limits of Pods are those of their resource class.
 		w.Sandbox = sandboxFlags{}
-		on = platform{engine: func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s, log) }}
+		on = platform{
+			engine: func(ctx context.Context, _ string, s *service) (engine, error) { return w.kube(ctx, s, log) },
+			runner: func(ctx context.Context, _ string, s *service) (runner, error) { return w.kubeRunner(ctx, s, log) },
+		}
 	}
 	service, err := newService(ctx, w.buildFlags, filepath.Join(cli.DefaultDataDir(), "worker"), on, nc, topology, monitor.registry, log)
 	if err != nil {

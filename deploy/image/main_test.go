@@ -143,7 +143,7 @@ func TestPushedImageRunsAsNobodyWithCertificatesAndAFolderForFiles(t *testing.T)
 	t.Cleanup(srv.Close)
 	target := strings.TrimPrefix(srv.URL, "http://") + "/kiln:test"
 	bin := program(t)
-	digest := image(t, "kiln", "-binary", "linux/"+runtime.GOARCH+"="+bin+","+bin, "-push", target, "-insecure")
+	digest := image(t, "kiln", "-binary", "linux/"+runtime.GOARCH+"="+bin+","+bin+","+bin, "-push", target, "-insecure")
 	ref, err := name.ParseReference(target)
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +162,7 @@ func TestPushedImageRunsAsNobodyWithCertificatesAndAFolderForFiles(t *testing.T)
 	content := mutate.Extract(img)
 	defer content.Close()
 	unpack(t, content, root)
-	for _, program := range []string{"/kiln", "/kilnd"} {
+	for _, program := range []string{"/kiln", "/kilnd", "/kiln-init"} {
 		cmd := exec.CommandContext(t.Context(), program)
 		cmd.Dir, cmd.Env = "/", []string{}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: 65532, Gid: 65532}}
@@ -270,7 +270,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"OS/ARCH=FILE":         {"kiln", "-binary", "amd64", "-o", "x"},
 		"not an executable":    {"kaniko", "-binary", "linux/amd64=" + script, "-o", "x"},
 		"linked dynamically":   {"kaniko", "-binary", "linux/amd64=/bin/ls", "-o", "x"},
-		"kiln and kilnd":       {"kiln", "-binary", "linux/amd64=" + script, "-o", "x"},
+		"kiln and kilnd and":   {"kiln", "-binary", "linux/amd64=" + script, "-o", "x"},
 		"push no such:ref:not": {"kaniko", "-binary", "linux/amd64=" + program(t), "-push", "no such:ref:not"},
 	} {
 		if err := run(t.Context(), args, io.Discard); err == nil || !strings.Contains(err.Error(), want) {

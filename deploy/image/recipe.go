@@ -33,7 +33,7 @@ func recipes() map[string]recipe {
 				Labels: map[string]string{"org.opencontainers.image.title": "kiln"},
 			},
 			files:       []file{{"tmp/", nil, 0o1777}, {"etc/ssl/certs/ca-certificates.crt", certificates(), 0o644}},
-			executables: []string{"kiln", "kilnd"},
+			executables: []string{"kiln", "kilnd", "kiln-init"},
 		},
 		// As the stages kaniko-base and kaniko-executor of the executor's own Dockerfile,
 		// without its credential helpers.

@@ -43,9 +43,9 @@ func (c *Cluster) RealNode(tb testing.TB) (address string) {
 	c.Load(tb, ExecutorImage, map[string]string{
 		"kaniko/executor": Executor(tb), "kaniko/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
 	})
-	kiln, kilnd := Kiln(tb)
+	kiln, kilnd, launcher := Kiln(tb)
 	// Where deploy/image has them.
-	c.Load(tb, ContextImage, map[string]string{"kiln": kiln, "kilnd": kilnd}, "/kiln")
+	c.Load(tb, ContextImage, map[string]string{"kiln": kiln, "kilnd": kilnd, "kiln-init": launcher}, "/kiln")
 	return address
 }
 
@@ -67,9 +67,9 @@ func (c *Cluster) NodeAddress(tb testing.TB) string {
 }
 
 // Kiln returns the paths of Kiln's own programs, or skips the test.
-func Kiln(tb testing.TB) (kiln, kilnd string) {
+func Kiln(tb testing.TB) (kiln, kilnd, launcher string) {
 	tb.Helper()
-	return Program(tb, "KILN_TEST_KILN", "kiln"), Program(tb, "KILN_TEST_KILND", "kilnd")
+	return Program(tb, "KILN_TEST_KILN", "kiln"), Program(tb, "KILN_TEST_KILND", "kilnd"), Program(tb, "KILN_TEST_INIT", "kiln-init")
 }
 
 // Executor returns the path of the Kaniko executor, or skips the test.

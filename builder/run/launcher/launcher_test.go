@@ -44,7 +44,7 @@ func launch(t *testing.T, spec Spec, env ...string) *launched {
 	if err := os.WriteFile(filepath.Join(dir, "spec"), raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l.cmd = exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this program
+	l.cmd = exec.CommandContext(t.Context(), os.Args[0])
 	l.cmd.Env = append([]string{"LAUNCH=" + filepath.Join(dir, "spec"), "PATH=relative:" + dir + "/bin:/usr/bin:/bin", "A=image"}, env...)
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.out
 	if err := l.cmd.Start(); err != nil {
@@ -100,7 +100,7 @@ func TestImageOwnEntrypoint(t *testing.T) {
 func TestNothingToStartIsSaid(t *testing.T) {
 	t.Parallel()
 	script := filepath.Join(t.TempDir(), "broken")
-	if err := os.WriteFile(script, []byte("#!/no/such/interpreter\n"), 0o700); err != nil { //nolint:gosec // it has to be executable
+	if err := os.WriteFile(script, []byte("#!/no/such/interpreter\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for want, spec := range map[string]Spec{
@@ -156,7 +156,7 @@ func TestSignalsReachTheProcess(t *testing.T) {
 	}
 	l := launch(t, Spec{Commands: []Command{sh(`trap 'echo bye; exit 5' TERM; echo >"$1"; while :; do sleep 0.05; done`, ready)}})
 	// Reading ends once the shell has set its trap.
-	if _, err := os.ReadFile(ready); err != nil { //nolint:gosec // the test's own
+	if _, err := os.ReadFile(ready); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.cmd.Process.Signal(syscall.SIGTERM); err != nil {

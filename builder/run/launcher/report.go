@@ -47,18 +47,24 @@ func CheckResults(raw []byte, most int) (results json.RawMessage, note string) {
 
 // write writes the report in one go: the file may be one that cannot be replaced.
 func (s Spec) write(r Report) {
+	if err := os.WriteFile(s.Report, r.Encode(s.MaxReport), 0o644); err != nil { //nolint:gosec // the runner names it
+		_, _ = fmt.Fprintln(os.Stderr, "kiln-init: write how the process ended:", err)
+	}
+}
+
+// Encode returns the report as JSON of at most so many bytes, without the results when
+// they do not fit. 0 is no limit.
+func (r Report) Encode(most int) []byte {
 	raw := encode(r)
-	if s.MaxReport > 0 && len(raw) > s.MaxReport {
+	if most > 0 && len(raw) > most {
 		if r.Results != nil {
 			r.Note = fmt.Sprintf("the results of %d bytes are longer than what can be passed on", len(r.Results))
 			r.Results = nil
 		}
-		r.Failure = r.Failure[:min(len(r.Failure), s.MaxReport/8)]
+		r.Failure = r.Failure[:min(len(r.Failure), most/8)]
 		raw = encode(r)
 	}
-	if err := os.WriteFile(s.Report, raw, 0o644); err != nil { //nolint:gosec // the runner names it
-		_, _ = fmt.Fprintln(os.Stderr, "kiln-init: write how the process ended:", err)
-	}
+	return raw
 }
 
 func encode(r Report) []byte {

@@ -21,31 +21,34 @@ import (
 // Entrypoint is the suite's image's own entrypoint and command.
 func Entrypoint() []string { return []string{"/bin/probe", "out", "the entrypoint"} }
 
-// Build builds a static program of this module into dir and returns its path.
-func Build(tb testing.TB, pkg, dir string) string {
+// Build builds a static program of this module and returns it.
+func Build(tb testing.TB, pkg string) []byte {
 	tb.Helper()
-	file := filepath.Join(dir, filepath.Base(pkg))
+	file := filepath.Join(tb.TempDir(), filepath.Base(pkg))
 	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, pkg) //nolint:gosec // the tests' own packages
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("go build %s: %v\n%s", pkg, err, out)
 	}
-	return file
-}
-
-// PushImage pushes the suite's image to the repository and returns its reference by
-// digest: the probe in /bin, which is its PATH, from nothing else. Its user is 1000:1000,
-// its folder /home, which is that user's. Changes are made to its configuration.
-func PushImage(tb testing.TB, repository string, changes ...func(*v1.Config)) string {
-	tb.Helper()
-	program, err := os.ReadFile(Build(tb, "kiln/builder/run/runtest/probe", tb.TempDir()))
+	program, err := os.ReadFile(file) //nolint:gosec // just built
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return program
+}
+
+// ProbePackage is the package of the probe.
+const ProbePackage = "kiln/builder/run/runtest/probe"
+
+// PushImage pushes the suite's image to the repository and returns its reference by
+// digest: the probe (see Build) in /bin, which is its PATH, and nothing else. Its user is 1000:1000,
+// its folder /home, which is that user's. Changes are made to its configuration.
+func PushImage(tb testing.TB, repository string, probe []byte, changes ...func(*v1.Config)) string {
+	tb.Helper()
 	return Push(tb, repository, []v1.Layer{Layer(tb,
 		Entry{tar.Header{Typeflag: tar.TypeDir, Name: "bin/", Mode: 0o755}, nil},
 		Entry{tar.Header{Typeflag: tar.TypeDir, Name: "home/", Mode: 0o755, Uid: 1000, Gid: 1000}, nil},
-		Entry{tar.Header{Typeflag: tar.TypeReg, Name: "bin/probe", Mode: 0o755}, program},
+		Entry{tar.Header{Typeflag: tar.TypeReg, Name: "bin/probe", Mode: 0o755}, probe},
 	)}, append([]func(*v1.Config){func(c *v1.Config) {
 		c.Env, c.User, c.WorkingDir = []string{"PATH=/bin", "FROM_IMAGE=image"}, "1000:1000", "/home"
 		c.Entrypoint, c.Cmd = Entrypoint()[:1], Entrypoint()[1:]

@@ -107,7 +107,7 @@ func testCancel(t *testing.T, h Harness) {
 	// It is not started again.
 	second := begin(t.Context(), h.Runner, plan)
 	second.fails(t, builder.KindCanceled)
-	if second.once(t) != first.once(t) {
+	if !h.LosesLogs && second.once(t) != first.once(t) {
 		t.Error("another process")
 	}
 }
@@ -156,12 +156,12 @@ func testLimit(t *testing.T, h Harness) {
 	first.fails(t, builder.KindInterrupted)
 	// The time counts from the start, whoever looks on.
 	c := begin(t.Context(), h.Another(t), plan)
-	err := c.fails(t, builder.KindTimeout)
+	text := c.fails(t, builder.KindTimeout)
 	if took := time.Since(began); took < 2*time.Second {
 		t.Errorf("ended after %s, want the limit of 2 s", took)
 	}
-	if !strings.Contains(err.Error(), "2s") {
-		t.Errorf("error %q does not name the limit", err)
+	if !strings.Contains(text, "2s") {
+		t.Errorf("error %q does not name the limit", text)
 	}
 }
 

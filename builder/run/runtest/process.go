@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ func testExit(t *testing.T, h Harness) {
 		code  int
 	}{{[]string{"out", "hello"}, 0}, {[]string{"out", "hello", "exit", "3"}, 3}, {[]string{"out", "hello", "signal", "9"}, 137}} {
 		began := time.Now().Add(-2 * time.Second)
-		plan := NewPlan(h.Image, t.Name()+fmt.Sprint(tc.code), tc.steps...)
+		plan := NewPlan(h.Image, t.Name()+strconv.Itoa(tc.code), tc.steps...)
 		c := begin(t.Context(), h.Runner, plan)
 		r := c.ok(t, tc.code)
 		if !strings.HasSuffix(c.log.String(), "hello\n") {
@@ -66,7 +67,7 @@ func (brokenLog) Write([]byte) (int, error) { return 0, errors.New("no") }
 func testBrokenLog(t *testing.T, h Harness) {
 	t.Helper()
 	for i, watch := range []run.Watch{{Logs: brokenLog{}}, {}} {
-		plan := NewPlan(h.Image, t.Name()+fmt.Sprint(i), "lines", "10")
+		plan := NewPlan(h.Image, t.Name()+strconv.Itoa(i), "lines", "10")
 		if r, err := h.Runner.Run(t.Context(), plan, watch); err != nil || r.ExitCode != 0 {
 			t.Errorf("exit code %d, error %v", r.ExitCode, err)
 		}
@@ -78,9 +79,12 @@ func testResults(t *testing.T, h Harness) {
 	most := fmt.Sprintf(`{"a":%q}`, strings.Repeat("x", h.MaxResults-len(`{"a":""}`)))
 	for i, tc := range []struct{ left, want string }{
 		{`{"accuracy": 0.9, "text": "<&>\u0000 é"}`, `{"accuracy":0.9,"text":"<&>\u0000 é"}`},
-		{most, most}, {"[1]", ""}, {"{", ""}, {`{"a": "` + strings.Repeat("x", h.MaxResults) + `"}`, ""},
+		{most, most},
+		{"[1]", ""},
+		{"{", ""},
+		{`{"a": "` + strings.Repeat("x", h.MaxResults+1000) + `"}`, ""},
 	} {
-		c := begin(t.Context(), h.Runner, NewPlan(h.Image, t.Name()+fmt.Sprint(i), "results", tc.left, "exit", "1"))
+		c := begin(t.Context(), h.Runner, NewPlan(h.Image, t.Name()+strconv.Itoa(i), "results", tc.left, "exit", "1"))
 		var want, got any
 		r := c.ok(t, 1)
 		_, _ = json.Unmarshal([]byte(tc.want), &want), json.Unmarshal(r.Results, &got)
@@ -116,12 +120,11 @@ func testHostile(t *testing.T, h Harness) {
 	hostile := []string{
 		"", " ", "--help", "$(id)", "`id`", "';id;'", `"\"`, "$HOME", "$(PATH)", "a\nb", "\t\\n", "%s%d", "{{.}}", "é世界", "\x1b[31mred", "*", "~", "-c",
 	}
-	var steps []string
-	want := ""
+	steps := make([]string, 0, 2*len(hostile)+4)
 	for _, text := range hostile {
 		steps = append(steps, "out", text)
-		want += text + "\n"
 	}
+	want := strings.Join(hostile, "\n") + "\n"
 	plan := h.plan(t, append(steps, "env", "HOSTILE", "env", "SECRET")...)
 	all := strings.Join(hostile, "|")
 	plan.Env = []run.Var{{Name: "HOSTILE", Value: all}}
@@ -150,7 +153,7 @@ func testChoice(t *testing.T, h Harness) {
 		{[]run.Command{{Args: []string{"/bin/probe", "out", "in any case"}}}, "in any case\n"},
 		{[]run.Command{missing, {}}, "the entrypoint\n"},
 	} {
-		plan := NewPlan(h.Image, t.Name()+fmt.Sprint(i))
+		plan := NewPlan(h.Image, t.Name()+strconv.Itoa(i))
 		plan.Commands = tc.commands
 		c := begin(t.Context(), h.Runner, plan)
 		if c.ok(t, 0); !strings.HasSuffix(c.log.String(), tc.want) {
@@ -164,10 +167,10 @@ func testNothingToRun(t *testing.T, h Harness) {
 	plan := h.plan(t)
 	plan.Commands = []run.Command{{Needs: "mlrun", Args: []string{"mlrun"}}, {Needs: "python3", Args: []string{"python3"}}}
 	c := begin(t.Context(), h.Runner, plan)
-	err := c.fails(t, builder.KindInvalidRequest)
+	text := c.fails(t, builder.KindInvalidRequest)
 	for _, program := range []string{"mlrun", "python3"} {
-		if !strings.Contains(err.Error(), program) {
-			t.Errorf("error %q does not name %s", err, program)
+		if !strings.Contains(text, program) {
+			t.Errorf("error %q does not name %s", text, program)
 		}
 	}
 	// Where there are no images, it is the process that finds out.
@@ -197,9 +200,9 @@ func testMissing(t *testing.T, h Harness) {
 	}
 	plan := h.plan(t, "id")
 	plan.Image = h.Missing
-	err := begin(t.Context(), h.Runner, plan).fails(t, builder.KindBaseNotFound)
-	if !strings.Contains(err.Error(), h.Missing[:10]) {
-		t.Errorf("error %q does not name the image", err)
+	text := begin(t.Context(), h.Runner, plan).fails(t, builder.KindBaseNotFound)
+	if !strings.Contains(text, h.Missing[:10]) {
+		t.Errorf("error %q does not name the image", text)
 	}
 	h.nothing(t)
 	// With the image it is as if nobody had asked before.
@@ -243,9 +246,9 @@ func (h Harness) nothing(t *testing.T) {
 
 func testApart(t *testing.T, h Harness) {
 	t.Helper()
-	var calls []*call
+	calls := make([]*call, 0, 4)
 	for i := range 4 {
-		plan := NewPlan(h.Image, t.Name()+fmt.Sprint(i/2), "out", fmt.Sprint("call ", i), "results", fmt.Sprintf(`{"i": %d}`, i), "exit", fmt.Sprint(i))
+		plan := NewPlan(h.Image, t.Name()+strconv.Itoa(i/2), "out", fmt.Sprint("call ", i), "results", fmt.Sprintf(`{"i": %d}`, i), "exit", strconv.Itoa(i))
 		plan.Attempt = 1 + i%2
 		calls = append(calls, begin(t.Context(), h.Runner, plan))
 	}

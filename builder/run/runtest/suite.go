@@ -27,6 +27,8 @@ type Harness struct {
 	Missing string
 	// Memory and Disk say that the runner enforces such limits.
 	Memory, Disk bool
+	// LosesLogs says that the log of a process that was ended goes with it.
+	LosesLogs bool
 	// MaxResults is how many bytes of results the runner passes on.
 	MaxResults int
 	// Leftovers returns what is there of attempts, in words; nil: there is nothing to
@@ -125,14 +127,14 @@ func (c *call) ok(t *testing.T, code int) run.Result {
 	return result
 }
 
-// fails is end for a call that returns an error of the kind.
-func (c *call) fails(t *testing.T, kind builder.Kind) error {
+// fails is end for a call that returns an error of the kind, whose text it returns.
+func (c *call) fails(t *testing.T, kind builder.Kind) string {
 	t.Helper()
 	_, err := c.end(t)
 	if _, ok := errors.AsType[*builder.Error](err); !ok || builder.KindOf(err) != kind {
 		t.Fatalf("error %v (%s), want %s; log:\n%s", err, builder.KindOf(err), kind, c.log)
 	}
-	return err
+	return err.Error()
 }
 
 // once checks that the log has one process's id, and returns it.

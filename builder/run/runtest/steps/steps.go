@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -54,7 +54,7 @@ func Play(ctx context.Context, w World, steps []string) int {
 	for len(steps) > 0 {
 		step := steps[0]
 		arg := ""
-		if steps = steps[1:]; !strings.Contains(" pwd id wait stay ", " "+step+" ") && len(steps) > 0 {
+		if steps = steps[1:]; !slices.Contains([]string{"pwd", "id", "wait", "stay"}, step) && len(steps) > 0 {
 			arg, steps = steps[0], steps[1:]
 		}
 		code, over, err := w.play(ctx, step, arg)
