@@ -163,16 +163,7 @@ func TestSecretsAreNotOnDiskWhileTheProcessRuns(t *testing.T) {
 		done <- err
 	}()
 	log.Await(t, "here\n")
-	// Whoever attaches comes after the start is complete.
-	attached, detach := context.WithCancelCause(t.Context())
-	again, second := &runtest.Log{}, make(chan error, 1)
-	go func() {
-		_, err := r.Run(attached, plan, run.Watch{Logs: again})
-		second <- err
-	}()
-	again.Await(t, "here\n")
-	detach(builder.ErrShutdown)
-	<-second
+	startIsComplete(t, r, plan)
 	err := filepath.WalkDir(r.state.path, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || strings.Contains(path, "/images/") {
 			return err

@@ -154,6 +154,21 @@ func TestMarkedButNeverStartedIsNeverStarted(t *testing.T) {
 	}
 }
 
+// startIsComplete returns when a running attempt's start is over: whoever attaches comes
+// after it.
+func startIsComplete(t *testing.T, r *Runner, plan run.Plan) {
+	t.Helper()
+	ctx, detach := context.WithCancelCause(t.Context())
+	log, done := &runtest.Log{}, make(chan error, 1)
+	go func() {
+		_, err := r.Run(ctx, plan, run.Watch{Logs: log})
+		done <- err
+	}()
+	log.Await(t, "here\n")
+	detach(builder.ErrShutdown)
+	<-done
+}
+
 func TestKilledContainerIsUnavailable(t *testing.T) {
 	t.Parallel()
 	needContainers(t)
@@ -166,9 +181,13 @@ func TestKilledContainerIsUnavailable(t *testing.T) {
 		done <- err
 	}()
 	log.Await(t, "here\n")
+	startIsComplete(t, r, plan)
 	a, err := r.attempt(plan.RunID, 1)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if a.pid() == 0 {
+		t.Fatal("there is no process")
 	}
 	// The launcher itself, as an administrator might.
 	if err := syscall.Kill(a.pid(), syscall.SIGKILL); err != nil {

@@ -25,7 +25,12 @@ func (a attempt) run(ctx context.Context, plan run.Plan, watch run.Watch) (final
 	}
 	defer func() { _ = lock.Close() }()
 	_, marked := a.marker()
-	if _, ended := a.ending(); !marked && !ended {
+	_, ended := a.ending()
+	if ended {
+		// Whoever ended it may have been killed before it had tidied up.
+		a.tidy()
+	}
+	if !marked && !ended {
 		if ctx.Err() != nil {
 			return finale{}, runCanceled(ctx)
 		}
