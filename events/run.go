@@ -178,6 +178,24 @@ type RunCanceled struct {
 	Timings   RunTimings `json:"timings"`
 }
 
+// RunOf returns the id of the run that an emitted event is about; empty for other events.
+func RunOf(e Event) string {
+	switch data := e.Data.(type) {
+	case *RunWaiting:
+		return data.RunID
+	case *RunStarted:
+		return data.RunID
+	case *RunCompleted:
+		return data.RunID
+	case *RunFailed:
+		return data.RunID
+	case *RunCanceled:
+		return data.RunID
+	default:
+		return ""
+	}
+}
+
 // RunKey names a run where its id may not stand, in subjects and keys: the SHA-256 of
 // the id as 64 hex digits.
 func RunKey(runID string) string {

@@ -60,6 +60,9 @@ func TestEventsOfRunsAreValidAndComeBackTheSame(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if want := map[bool]string{false: "r"}[e.Type.Asked()]; events.RunOf(e) != want {
+			t.Errorf("%s is about run %q", e.Type, events.RunOf(e))
+		}
 		if err := schemas.Validate("cloudevent", m.Data); err != nil {
 			t.Errorf("%s: envelope: %v", e.Type, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -65,7 +66,7 @@ func answerRuns(t *testing.T, bus *natsbus.Bus, exit int) <-chan events.RunReque
 			if r, ok := e.Data.(*events.RunRequest); ok {
 				seen <- *r
 			}
-			for _, answer := range runAnswers(bus, e.ID, exit) {
+			for _, answer := range runAnswers(bus, e.ID, exit) { //nolint:contextcheck // a log has its own
 				if err := bus.Publish(context.WithoutCancel(ctx), answer); err != nil {
 					t.Errorf("publish: %v", err)
 				}
@@ -118,7 +119,7 @@ func TestRunPrintsTheOutputAndEndsAsTheProcessDid(t *testing.T) {
 		7:  {cli.ExitFailed, "accuracy 0.9\n", "failed  run_failed"},
 		-1: {cli.ExitFailed, "", "no such package"},
 	} {
-		t.Run(fmt.Sprint(exit), func(t *testing.T) {
+		t.Run(strconv.Itoa(exit), func(t *testing.T) {
 			t.Parallel()
 			url, bus := startBus(t)
 			answerRuns(t, bus, exit)

@@ -54,7 +54,7 @@ func (c *Client) AwaitRun(ctx context.Context, t Ticket) (RunResult, error) {
 
 // WatchRun is Watch of a run.
 func (c *Client) WatchRun(ctx context.Context, t Ticket, visit func(events.Event) bool) error {
-	return c.watch(ctx, t, emittedOfRuns(), runOf, visit)
+	return c.watch(ctx, t, emittedOfRuns(), events.RunOf, visit)
 }
 
 // RunLogs copies the output of a run to out: of one attempt, or of all if attempt is 0.
@@ -66,24 +66,6 @@ func (c *Client) RunLogs(ctx context.Context, runID string, attempt int, follow 
 // emittedOfRuns are the types of the events that tell how a run fares.
 func emittedOfRuns() []events.Type {
 	return slices.DeleteFunc(events.RunTypes(), events.Type.Asked)
-}
-
-// runOf returns the run that an emitted event is about.
-func runOf(e events.Event) string {
-	switch data := e.Data.(type) {
-	case *events.RunWaiting:
-		return data.RunID
-	case *events.RunStarted:
-		return data.RunID
-	case *events.RunCompleted:
-		return data.RunID
-	case *events.RunFailed:
-		return data.RunID
-	case *events.RunCanceled:
-		return data.RunID
-	default:
-		return ""
-	}
 }
 
 // States that only runs have.
@@ -122,7 +104,7 @@ func (c *Client) Runs(ctx context.Context, q Query) ([]RunStatus, error) {
 		e, _ := events.Decode(m)
 		id := e.ID
 		if e.Type != events.TypeRunRequested {
-			id = runOf(e)
+			id = events.RunOf(e)
 		}
 		if id == "" { // not of ours
 			return true

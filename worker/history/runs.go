@@ -79,7 +79,7 @@ func (c *runChecker) fault(format string, args ...any) {
 }
 
 func (c *runChecker) event(e events.Event) {
-	id := runOf(e)
+	id := events.RunOf(e)
 	if id == "" {
 		return
 	}
@@ -135,22 +135,6 @@ func (c *runChecker) started(l *life, s *events.RunStarted) {
 	} else if s.Started.Before(done.Time) {
 		c.fault("run %s started at %s, before its image at %s", s.RunID, s.Started, done.Time)
 	}
-}
-
-func runOf(e events.Event) string {
-	switch data := e.Data.(type) {
-	case *events.RunWaiting:
-		return data.RunID
-	case *events.RunStarted:
-		return data.RunID
-	case *events.RunCompleted:
-		return data.RunID
-	case *events.RunFailed:
-		return data.RunID
-	case *events.RunCanceled:
-		return data.RunID
-	}
-	return ""
 }
 
 func (c *runChecker) ends() {

@@ -39,9 +39,8 @@ func (t *Trigger) step(work context.Context) (idle bool, next time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	counts := map[state]int{}
-	for _, s := range t.seen() {
-		counts[s.State]++
+	moving, counts := t.moving()
+	for _, s := range moving {
 		due, act := t.duty(s)
 		switch {
 		case act == nil || t.executions[s.key] != nil || t.ending[s.key]:

@@ -110,7 +110,7 @@ func buildRequest(key string, sequence uint64) string {
 func runOf(requestID string) (key string, ok bool) {
 	rest, ok := strings.CutPrefix(requestID, runPrefix)
 	key, sequence, dotted := strings.Cut(rest, ".")
-	if !ok || !dotted || len(key) != 64 || strings.Trim(key, "0123456789abcdef") != "" || strings.Trim(sequence, "0123456789") != "" {
+	if !ok || !dotted || sequence == "" || len(key) != 64 || strings.Trim(key, "0123456789abcdef") != "" || strings.Trim(sequence, "0123456789") != "" {
 		return "", false
 	}
 	return key, true

@@ -53,15 +53,17 @@ func (t *Trigger) known(key string) (stored, bool) {
 	return s.stored, true
 }
 
-// seen lists the runs of the view in the order in which they were requested. The caller
-// has t.mu.
-func (t *Trigger) seen() []*sighting {
-	all := make([]*sighting, 0, len(t.view))
+// moving lists the runs of the view that do not wait for their image, in the order in
+// which they were requested, and counts all by state. The caller has t.mu.
+func (t *Trigger) moving() (all []*sighting, counts map[state]int) {
+	counts = map[state]int{}
 	for _, s := range t.view {
-		all = append(all, s)
+		if counts[s.State]++; s.State != stateWaiting {
+			all = append(all, s)
+		}
 	}
 	slices.SortFunc(all, func(a, b *sighting) int { return cmp.Compare(a.Sequence, b.Sequence) })
-	return all
+	return all, counts
 }
 
 // watchRuns notes what happens to runs until ctx ends.
