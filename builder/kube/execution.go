@@ -56,8 +56,11 @@ func (x *execution) stop() {
 func (x *execution) started(at time.Time) {
 	x.mu.Lock()
 	first := x.limit == nil
-	if at.IsZero() {
-		at = time.Now()
+	// Kubernetes cuts times to seconds: nobody is to be ended early.
+	if now, late := time.Now(), at.Add(time.Second); at.IsZero() || late.After(now) {
+		at = now
+	} else {
+		at = late
 	}
 	if first {
 		x.limit = time.AfterFunc(time.Until(at.Add(x.plan.Limits.Timeout)), func() {

@@ -166,7 +166,9 @@ func (k *scriptedKubelet) watch(t *testing.T) {
 // run is the life of a Pod.
 func (k *scriptedKubelet) run(ctx context.Context, pod *corev1.Pod) {
 	p := &scriptedPod{kubelet: k, pod: pod}
-	if plan, ok := p.prepare(ctx); ok {
+	if p.main() == containerRun {
+		p.function(ctx)
+	} else if plan, ok := p.prepare(ctx); ok {
 		p.execute(ctx, plan)
 	}
 	<-ctx.Done()
@@ -188,6 +190,9 @@ type scriptedPod struct {
 	pod     *corev1.Pod
 	status  corev1.PodStatus
 }
+
+// main names the container that does the work.
+func (p *scriptedPod) main() string { return p.pod.Spec.Containers[0].Name }
 
 func (p *scriptedPod) update() {
 	data, err := json.Marshal(map[string]any{"status": p.status})
@@ -218,7 +223,7 @@ func (p *scriptedPod) end(container string, code int32, reason, message string) 
 	switch {
 	case code != 0:
 		p.status.Phase = corev1.PodFailed
-	case container == containerKaniko:
+	case container == p.main():
 		p.status.Phase = corev1.PodSucceeded
 	}
 	p.set(container, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Reason: reason, Message: message, FinishedAt: metav1.Now()}})

@@ -15,6 +15,8 @@ import (
 	"kiln/builder"
 	"kiln/builder/enginetest"
 	"kiln/builder/kube/kubetest"
+	runs "kiln/builder/run"
+	"kiln/builder/run/runtest"
 )
 
 func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real builds need the machine to themselves
@@ -33,6 +35,22 @@ func TestKubeConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real b
 		}
 	})
 	t.Cleanup(func() { t.Logf("figures: the suite on a real node took %s", time.Since(began).Round(time.Second)) })
+}
+
+func TestRunnerConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real containers need the machine to themselves
+	c := kubetest.Real(t)
+	address := c.RealNode(t)
+	team := newTeam(t, c, nil)
+	registry := enginetest.NewRegistryAt(t, address)
+	image := runtest.PushImage(t, registry.Host+"/team/probe", runtest.Build(t, runtest.ProbePackage))
+	runtest.Run(t, func(t *testing.T) runtest.Harness {
+		t.Helper()
+		cfg := team.config(kubetest.Node)
+		return runtest.Harness{
+			Runner: team.runner(t, cfg), Another: func(t *testing.T) runs.Runner { t.Helper(); return team.runner(t, cfg) },
+			Image: image, Memory: true, MaxResults: 3800, LosesLogs: true, Leftovers: func() []string { return team.left(cfg) },
+		}
+	})
 }
 
 func TestReasonsOfARealNode(t *testing.T) { //nolint:paralleltest // real builds need the machine to themselves

@@ -82,8 +82,12 @@ func (p *fakePod) prepareRun(ctx context.Context) (plan runs.Plan, spec launcher
 	}
 	p.exit(containerContext, 0, "Completed", "")
 	p.running(containerRun)
-	main := p.job.Spec.Template.Spec.Containers[0]
-	plan = runs.Plan{Workdir: main.WorkingDir}
+	return guestPlan(p.job.Spec.Template.Spec.Containers[0], secret, d), d.Launcher, true
+}
+
+// guestPlan is what of a plan reaches its process, read back as kubelet does.
+func guestPlan(main corev1.Container, secret *corev1.Secret, d runDocument) runs.Plan {
+	plan := runs.Plan{Workdir: main.WorkingDir}
 	for _, f := range d.Launcher.Files {
 		plan.Files = append(plan.Files, runs.File(f))
 	}
@@ -94,7 +98,7 @@ func (p *fakePod) prepareRun(ctx context.Context) (plan runs.Plan, spec launcher
 		}
 		plan.Env = append(plan.Env, runs.Var{Name: v.Name, Value: value})
 	}
-	return plan, d.Launcher, true
+	return plan
 }
 
 // probe plays a run of the suite.

@@ -231,7 +231,8 @@ func (p *process) tell() {
 
 // finish says how the process ended, unless it has.
 func (p *process) finish(result run.Result, err error) {
-	p.end()
+	// Afterwards, so that the script's own end does not come first.
+	defer p.end()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.over {
