@@ -48,35 +48,8 @@ func TestRunsWhileTriggersAreKilled(t *testing.T) {
 	fmt.Printf("runs: seed %d (KILN_CHAOS_SEED=%d repeats it)\n", seed, seed)
 	c := newRunChaos(t, seed)
 	began := time.Now()
-	n := chaosSetting(t, "RUNS", 500)
-	for i := range n {
-		id := fmt.Sprintf("run-%d", i)
-		function := functionJSON(t, fmt.Sprintf("fn-%d", i%5), c.registry.host+"/base:1", fmt.Sprintf("echo %d", i%5))
-		within(t, time.Minute, "published run "+id, func() error {
-			_, err := c.client.RequestRun(t.Context(), events.RunRequest{Function: function, AutoBuild: new(events.Flag(true))}, client.WithID(id))
-			return err
-		})
-		c.ids = append(c.ids, id)
-	}
-	rng := rand.New(rand.NewPCG(seed, 7))
-	deadline := time.Now().Add(4 * time.Minute)
-	for c.ended() < n && time.Now().Before(deadline) {
-		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
-		for _, w := range c.workers {
-			if gone(w) { // one that finds no server ends by itself
-				w.start(t)
-			}
-		}
-		if c.kills < 40 {
-			w := c.workers[rng.IntN(len(c.workers))]
-			w.kill()
-			w.start(t)
-			if c.kills++; c.kills%13 == 0 { // and now and then the server
-				c.servers.nodes[0].kill()
-				c.servers.nodes[0].start(t)
-			}
-		}
-	}
+	c.publish(chaosSetting(t, "RUNS", 500))
+	c.breakThings(rand.New(rand.NewPCG(seed, 7)), 4*time.Minute)
 	took := time.Since(began)
 	within(t, time.Minute, "closed runs", func() error {
 		for key := range c.records() {
@@ -104,6 +77,42 @@ func gone(p *process) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// publish requests runs of five functions.
+func (c *runChaos) publish(n int) {
+	for i := range n {
+		id := fmt.Sprintf("run-%d", i)
+		function := functionJSON(c.t, fmt.Sprintf("fn-%d", i%5), c.registry.host+"/base:1", fmt.Sprintf("echo %d", i%5))
+		within(c.t, time.Minute, "published run "+id, func() error {
+			_, err := c.client.RequestRun(c.t.Context(), events.RunRequest{Function: function, AutoBuild: new(events.Flag(true))}, client.WithID(id))
+			return err
+		})
+		c.ids = append(c.ids, id)
+	}
+}
+
+// breakThings kills one process after another until every run has ended.
+func (c *runChaos) breakThings(rng *rand.Rand, patience time.Duration) {
+	deadline := time.Now().Add(patience)
+	for c.ended() < len(c.ids) && time.Now().Before(deadline) {
+		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
+		for _, w := range c.workers {
+			if gone(w) { // one that finds no server ends by itself
+				w.start(c.t)
+			}
+		}
+		if c.kills >= 40 {
+			continue
+		}
+		w := c.workers[rng.IntN(len(c.workers))]
+		w.kill()
+		w.start(c.t)
+		if c.kills++; c.kills%13 == 0 { // and now and then the server
+			c.servers.nodes[0].kill()
+			c.servers.nodes[0].start(c.t)
+		}
 	}
 }
 
