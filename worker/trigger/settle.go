@@ -143,7 +143,7 @@ func (x *execution) conclude(result run.Result, err error) {
 	case errors.Is(cause, errTimeout):
 		x.settle(ctx, t.failed(x.stored.record, builder.Errorf(builder.KindTimeout, "running", "the process ran longer than the run may"), failure{log: x.tail.Lines()}))
 	case errors.Is(cause, builder.ErrShutdown), kind == builder.KindInterrupted:
-		x.handOver(ctx)
+		x.handOver(ctx, errors.Is(cause, builder.ErrShutdown))
 	case kind == builder.KindUnavailable && x.stored.Tries+1 < t.cfg.MaxAttempts:
 		x.retry(ctx, err)
 	default:
@@ -197,9 +197,8 @@ func (x *execution) leave(err error) {
 
 // handOver lets another trigger attach: at once, or where the runner ended by itself a
 // little later.
-func (x *execution) handOver(ctx context.Context) {
+func (x *execution) handOver(ctx context.Context, stopping bool) {
 	_ = x.log.Leave()
-	stopping := errors.Is(context.Cause(x.ctx), builder.ErrShutdown)
 	err := x.update(ctx, func(r *record) {
 		if r.free(); !stopping {
 			r.NotBefore = time.Now().UTC().Add(x.trigger.cfg.RetryDelay)
