@@ -119,7 +119,7 @@ e2e-kube: build $(BIN)/helm ## Run the tests on a real Kubernetes cluster, which
 chaos: $(BIN)/kaniko-executor ## Break real processes for CHAOS_DURATION (10m), once for each of CHAOS_SEEDS, and judge
 	@for seed in $(CHAOS_SEEDS); do
 		KILN_CHAOS_SEED=$$seed KILN_CHAOS_DURATION=$(CHAOS_DURATION) KILN_CHAOS_REQUESTS=$(CHAOS_REQUESTS) KILN_CHAOS_KILLS=$(CHAOS_KILLS) \
-			go test -tags chaos -count=1 -timeout 60m -run '^TestChaos$$' -v ./cmd/kiln
+			go test -tags chaos -count=1 -timeout 60m -run '^(TestChaos|TestRunsWhileTriggersAreKilled)$$' -v ./cmd/kiln
 	done
 
 .PHONY: chaos-short

@@ -33,6 +33,7 @@ type runChaos struct {
 	t        *testing.T
 	dir      string
 	registry *moody
+	servers  *cluster
 	js       jetstream.JetStream
 	client   *client.Client
 	workers  []*process
@@ -41,33 +42,14 @@ type runChaos struct {
 }
 
 // TestRunsWhileTriggersAreKilled lets 500 runs (KILN_CHAOS_RUNS) wait for 5 builds while
-// processes are killed at random, and judges what is left.
+// processes, and now and then the server, are killed at random, and judges what is left.
 func TestRunsWhileTriggersAreKilled(t *testing.T) {
 	seed := uint64(chaosSetting(t, "SEED", int(time.Now().UnixNano()%1e6)))
 	fmt.Printf("runs: seed %d (KILN_CHAOS_SEED=%d repeats it)\n", seed, seed)
 	c := newRunChaos(t, seed)
 	began := time.Now()
-	n := chaosSetting(t, "RUNS", 500)
-	for i := range n {
-		id := fmt.Sprintf("run-%d", i)
-		function := functionJSON(t, fmt.Sprintf("fn-%d", i%5), c.registry.host+"/base:1", fmt.Sprintf("echo %d", i%5))
-		within(t, time.Minute, "published run "+id, func() error {
-			_, err := c.client.RequestRun(t.Context(), events.RunRequest{Function: function, AutoBuild: new(events.Flag(true))}, client.WithID(id))
-			return err
-		})
-		c.ids = append(c.ids, id)
-	}
-	rng := rand.New(rand.NewPCG(seed, 7))
-	deadline := time.Now().Add(4 * time.Minute)
-	for c.ended() < n && time.Now().Before(deadline) {
-		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
-		if c.kills < 40 {
-			w := c.workers[rng.IntN(len(c.workers))]
-			w.kill()
-			w.start(t)
-			c.kills++
-		}
-	}
+	c.publish(chaosSetting(t, "RUNS", 500))
+	c.breakThings(rand.New(rand.NewPCG(seed, 7)), 4*time.Minute)
 	took := time.Since(began)
 	within(t, time.Minute, "closed runs", func() error {
 		for key := range c.records() {
@@ -78,11 +60,60 @@ func TestRunsWhileTriggersAreKilled(t *testing.T) {
 		return nil
 	})
 	for _, w := range c.workers {
+		if gone(w) {
+			continue
+		}
 		if err := w.stop(time.Minute); err != nil {
 			t.Errorf("%s did not end with exit code 0: %v", w.name, err)
 		}
 	}
 	c.judge(took)
+}
+
+// gone reports whether the process has ended.
+func gone(p *process) bool {
+	select {
+	case <-p.life():
+		return true
+	default:
+		return false
+	}
+}
+
+// publish requests runs of five functions.
+func (c *runChaos) publish(n int) {
+	for i := range n {
+		id := fmt.Sprintf("run-%d", i)
+		function := functionJSON(c.t, fmt.Sprintf("fn-%d", i%5), c.registry.host+"/base:1", fmt.Sprintf("echo %d", i%5))
+		within(c.t, time.Minute, "published run "+id, func() error {
+			_, err := c.client.RequestRun(c.t.Context(), events.RunRequest{Function: function, AutoBuild: new(events.Flag(true))}, client.WithID(id))
+			return err
+		})
+		c.ids = append(c.ids, id)
+	}
+}
+
+// breakThings kills one process after another until every run has ended.
+func (c *runChaos) breakThings(rng *rand.Rand, patience time.Duration) {
+	deadline := time.Now().Add(patience)
+	for c.ended() < len(c.ids) && time.Now().Before(deadline) {
+		time.Sleep(time.Duration(200+rng.IntN(600)) * time.Millisecond)
+		for _, w := range c.workers {
+			if gone(w) { // one that finds no server ends by itself
+				w.start(c.t)
+			}
+		}
+		if c.kills >= 40 {
+			continue
+		}
+		w := c.workers[rng.IntN(len(c.workers))]
+		w.kill()
+		w.start(c.t)
+		if c.kills++; c.kills%13 == 0 { // and now and then the server
+			c.servers.nodes[0].kill()
+			c.servers.nodes[0].start(c.t)
+		}
+	}
 }
 
 func newRunChaos(t *testing.T, seed uint64) *runChaos {
@@ -93,10 +124,10 @@ func newRunChaos(t *testing.T, seed uint64) *runChaos {
 	if err := errors.Join(os.RemoveAll(logs), os.MkdirAll(logs, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	servers := startServers(t, 1, logs)
-	nc := servers.connect(t)
+	c.servers = startServers(t, 1, logs)
+	nc := c.servers.connect(t)
 	topology := natsbus.Topology{AckWait: lease}
-	c.js = servers.provision(t, nc, topology)
+	c.js = c.servers.provision(t, nc, topology)
 	pushBase(t, c.registry.host+"/base:1", 0)
 	rehearse, err := json.Marshal(rehearsal.Config{
 		LeastMS: 4000, MostMS: 8000, RunDir: filepath.Join(c.dir, "runs"), RunJournal: c.journal(), RunLeastMS: 5, RunMostMS: 1500, RunFail: 0.05, RunBreak: 0.03,
@@ -108,7 +139,7 @@ func newRunChaos(t *testing.T, seed uint64) *runChaos {
 	for i := range 4 {
 		label := fmt.Sprintf("worker-%d", i+1)
 		w := &process{name: label, bin: bin, args: []string{"worker", "--http-addr", "off"}, logs: logs, env: []string{
-			"HOME=" + c.dir, "KILN_NATS_URL=" + servers.url(), "KILN_REGISTRY_URL=" + c.registry.host, "KILN_WORKER_NAME=" + label,
+			"HOME=" + c.dir, "KILN_NATS_URL=" + c.servers.url(), "KILN_REGISTRY_URL=" + c.registry.host, "KILN_WORKER_NAME=" + label,
 			"KILN_WORKER_SLOTS=4", "KILN_WORKER_LEASE=" + lease.String(), "KILN_WORKER_SOFT_STOP=5s", "KILN_WORKER_MAX_ATTEMPTS=100",
 			"KILN_TRIGGER_SLOTS=8", "KILN_TRIGGER_PLACE=here", "KILN_TRIGGER_MAX_ATTEMPTS=20",
 			"KILN_SANDBOX_EXECUTOR=" + executor, "KILN_SANDBOX_STATE_DIR=" + filepath.Join(c.dir, label), "KILN_REHEARSAL=" + string(rehearse),
@@ -150,15 +181,18 @@ func (c *runChaos) stored() []events.Event {
 
 // ended counts the runs that have a terminal event.
 func (c *runChaos) ended() int {
-	info, err := c.js.Stream(c.t.Context(), "RUN")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	state, err := info.Info(c.t.Context(), jetstream.WithSubjectFilter("run.*"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	by := state.State.Subjects
+	var by map[string]uint64
+	within(c.t, time.Minute, "state of the stream", func() error {
+		stream, err := c.js.Stream(c.t.Context(), "RUN")
+		if err != nil {
+			return err
+		}
+		state, err := stream.Info(c.t.Context(), jetstream.WithSubjectFilter("run.*"))
+		if err == nil {
+			by = state.State.Subjects
+		}
+		return err
+	})
 	return int(by["run.completed"] + by["run.failed"] + by["run.canceled"])
 }
 

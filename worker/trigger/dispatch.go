@@ -63,7 +63,7 @@ func (t *Trigger) step(work context.Context) (idle bool, next time.Time) {
 func (t *Trigger) duty(s *sighting) (time.Time, func(context.Context, stored)) {
 	abandoned := s.since.Add(t.cfg.Lease)
 	if s.Claim == "" {
-		abandoned = s.since
+		abandoned = s.NotBefore
 	}
 	switch s.State {
 	case stateReady:
@@ -78,7 +78,9 @@ func (t *Trigger) duty(s *sighting) (time.Time, func(context.Context, stored)) {
 			return abandoned, t.launch
 		}
 	case stateEnded:
-		return s.since.Add(t.cfg.Lease), t.conclude
+		if !s.Told || s.Place == t.cfg.Place {
+			return s.since.Add(t.cfg.Lease), t.conclude
+		}
 	case stateNone, stateWaiting:
 	}
 	return time.Time{}, nil

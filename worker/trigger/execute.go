@@ -100,7 +100,7 @@ func (t *Trigger) execute(x *execution) {
 	}
 	x.hold()
 	defer func() { x.stop() }()
-	if x.takeover && x.stored.canceled() {
+	if x.takeover && x.snapshot().canceled() {
 		// The process, if there is one, ends with what is kept of it.
 		x.cancel(errCanceled)
 		x.conclude(run.Result{}, x.remove())

@@ -191,9 +191,17 @@ func TestRunOfALostPlaceFailsAndIsNotStartedAgain(t *testing.T) {
 	if !ok || failed.Error.Code != "unavailable" || !strings.Contains(failed.Error.Message, "t1 at here") {
 		t.Errorf("ended with %+v", w.terminal("r").Data)
 	}
+	// A trigger of the place, once there is one again, removes what is left there.
+	w.await("the end to be told", func() bool { return w.runs.record("r").Told })
+	if w.park.left() != 1 || len(w.runs.keys(openPrefix)) != 1 {
+		t.Errorf("%d processes left, open %v", w.park.left(), w.runs.keys(openPrefix))
+	}
+	back := quick("t3")
+	back.Lease = 200 * time.Millisecond
+	w.join(back, newLink(3), nil)
 	w.closed()
-	if w.park.count() != 1 {
-		t.Errorf("%d starts", w.park.count())
+	if w.park.count() != 1 || w.park.left() != 0 || len(w.of(events.TypeRunFailed)) != 1 {
+		t.Errorf("%d starts, %d left, %d ends", w.park.count(), w.park.left(), len(w.of(events.TypeRunFailed)))
 	}
 }
 

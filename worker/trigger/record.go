@@ -74,8 +74,10 @@ type record struct {
 	// Terminal is the one terminal event as it was decided, a CloudEvent.
 	Terminal     json.RawMessage `json:"terminal,omitempty"`
 	TerminalType events.Type     `json:"terminal_type,omitempty"`
-	TraceParent  string          `json:"traceparent,omitempty"`
-	TraceState   string          `json:"tracestate,omitempty"`
+	// Told is true once that event is out and only what is kept at Place is left to remove.
+	Told        bool   `json:"told,omitempty"`
+	TraceParent string `json:"traceparent,omitempty"`
+	TraceState  string `json:"tracestate,omitempty"`
 }
 
 // cancelRecord is a run.cancel. Runs that were requested after it are not meant.

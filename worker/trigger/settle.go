@@ -66,7 +66,10 @@ func (t *Trigger) finish(ctx context.Context, s stored, repetition bool) error {
 		}
 		t.reach("build canceled")
 	}
-	for attempt := 1; attempt <= s.Attempt && s.Place == t.cfg.Place; attempt++ {
+	if s.Attempt > 0 && s.Place != t.cfg.Place {
+		return t.entrust(ctx, s)
+	}
+	for attempt := 1; attempt <= s.Attempt; attempt++ {
 		if err := t.deps.Runner.Forget(ctx, t.runnerID(s.RunID), attempt); err != nil {
 			return fmt.Errorf("forget attempt %d: %w", attempt, err)
 		}
@@ -74,6 +77,18 @@ func (t *Trigger) finish(ctx context.Context, s stored, repetition bool) error {
 	t.reach("run forgotten")
 	err = t.close(ctx, s.key)
 	t.reach("run closed")
+	return err
+}
+
+// entrust leaves a run open for a trigger of the place where something may be left of it.
+func (t *Trigger) entrust(ctx context.Context, s stored) error {
+	if s.Told {
+		return nil
+	}
+	next := s.record
+	next.Told = true
+	err := t.save(ctx, &s, next)
+	t.reach("run entrusted")
 	return err
 }
 
@@ -128,7 +143,7 @@ func (x *execution) conclude(result run.Result, err error) {
 	case errors.Is(cause, errTimeout):
 		x.settle(ctx, t.failed(x.stored.record, builder.Errorf(builder.KindTimeout, "running", "the process ran longer than the run may"), failure{log: x.tail.Lines()}))
 	case errors.Is(cause, builder.ErrShutdown), kind == builder.KindInterrupted:
-		x.handOver(ctx)
+		x.handOver(ctx, errors.Is(cause, builder.ErrShutdown))
 	case kind == builder.KindUnavailable && x.stored.Tries+1 < t.cfg.MaxAttempts:
 		x.retry(ctx, err)
 	default:
@@ -180,10 +195,16 @@ func (x *execution) leave(err error) {
 	x.note.Warn().Err(err).Msg("the run is left to whoever has it next")
 }
 
-// handOver lets another trigger attach at once.
-func (x *execution) handOver(ctx context.Context) {
+// handOver lets another trigger attach: at once, or where the runner ended by itself a
+// little later.
+func (x *execution) handOver(ctx context.Context, stopping bool) {
 	_ = x.log.Leave()
-	if err := x.update(ctx, (*record).free); err != nil {
+	err := x.update(ctx, func(r *record) {
+		if r.free(); !stopping {
+			r.NotBefore = time.Now().UTC().Add(x.trigger.cfg.RetryDelay)
+		}
+	})
+	if err != nil {
 		x.note.Warn().Err(err).Msg("the run stays claimed until its lease ends")
 		return
 	}
