@@ -27,6 +27,8 @@ import (
 	"kiln/builder"
 	"kiln/builder/enginetest"
 	"kiln/builder/kube/kubetest"
+	runs "kiln/builder/run"
+	"kiln/builder/run/runtest"
 )
 
 // everyCall runs builds that need everything the Role grants, and returns what did not
@@ -65,10 +67,13 @@ func everyCall(t *testing.T, c *team, node string) error {
 	if left := c.leftWithin(cfg, 5*time.Second); len(left) > 0 {
 		return errors.New("left behind: " + strings.Join(left, ", "))
 	}
+	if err := endedRun(t, c, cfg); err != nil {
+		return err
+	}
 	// What cannot be watched is listed again and again.
 	for _, list := range []string{"list jobs", "list pods"} {
-		if n := c.Calls.Counts()[list]; n > 1 {
-			return fmt.Errorf("%d calls of %s, want one at most", n, list)
+		if n := c.Calls.Counts()[list]; n > 2 {
+			return fmt.Errorf("%d calls of %s, want one at most for builds and one for runs", n, list)
 		}
 	}
 	// One that the cluster refuses to make a Pod for.
@@ -77,6 +82,31 @@ func everyCall(t *testing.T, c *team, node string) error {
 		return errors.Join(errors.New("the reason is not named"), err)
 	}
 	return nil
+}
+
+// endedRun runs a function until it is canceled, and returns what did not go as it should.
+func endedRun(t *testing.T, c *team, cfg Config) error {
+	t.Helper()
+	starting, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	defer stop()
+	r, err := NewRunner(starting, c.worker, RunnerConfig{Config: cfg, Entrypoints: entrypoints{}})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	plan := runtest.NewPlan(probeImage, t.Name(), "wait")
+	if _, err := r.Run(ctx, plan, runs.Watch{Started: func(time.Time) { cancel() }}); builder.KindOf(err) != builder.KindCanceled {
+		return errors.Join(errors.New("a run was not canceled"), err)
+	}
+	// Who asks later learns how it ended, since that is noted at the Job.
+	again, giveUp := context.WithTimeout(t.Context(), 10*time.Second)
+	defer giveUp()
+	if _, err := r.Run(again, plan, runs.Watch{}); builder.KindOf(err) != builder.KindCanceled {
+		return errors.Join(errors.New("it is not known that a run was canceled"), err)
+	}
+	return r.Forget(t.Context(), plan.RunID, plan.Attempt)
 }
 
 // leaveAt runs the plan until its log says something, for 10 seconds at most, and then
@@ -223,7 +253,7 @@ func TestWorkerIsDeniedWhatItDoesNotNeed(t *testing.T) {
 	for _, call := range []string{
 		"get secrets", "list secrets", "watch secrets", "update secrets", "delete secrets", "deletecollection secrets",
 		"create pods", "update pods", "patch pods", "delete pods", "create pods/exec", "create pods/attach", "create pods/portforward",
-		"create pods/eviction", "patch pods/ephemeralcontainers", "update jobs.batch", "patch jobs.batch", "patch jobs.batch/status",
+		"create pods/eviction", "patch pods/ephemeralcontainers", "update jobs.batch", "patch jobs.batch/status",
 		"deletecollection jobs.batch", "create cronjobs.batch", "create deployments.apps", "get configmaps", "create configmaps", "create events",
 		"get serviceaccounts", "create serviceaccounts/token", "create roles.rbac.authorization.k8s.io",
 		"create rolebindings.rbac.authorization.k8s.io", "get resourcequotas", "list nodes", "get nodes/proxy", "list namespaces",

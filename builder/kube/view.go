@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -96,11 +97,21 @@ const (
 func (v view) unprepared(t *corev1.ContainerStateTerminated) *ending {
 	switch t.Reason {
 	case reasonOOMKilled:
-		return failing(builder.KindOutOfMemory, "preparing the build", "OOMKilled: it needed more memory than its limit")
+		return failing(builder.KindOutOfMemory, "preparing the build", "OOMKilled: it needed more memory than its limit%s", v.memoryOf(containerContext))
 	case "Error", "":
 		return &ending{err: failed(t.Message, t.ExitCode)}
 	}
 	return failing(builder.KindUnavailable, "preparing the build", "%s", reasoned(t.Reason, t.Message))
+}
+
+// memoryOf is " of 16 MiB" where a container of the Pod has such a limit.
+func (v view) memoryOf(name string) string {
+	for _, c := range slices.Concat(v.pod.Spec.InitContainers, v.pod.Spec.Containers) {
+		if q := c.Resources.Limits.Memory(); c.Name == name && !q.IsZero() {
+			return fmt.Sprintf(" of %d MiB", q.Value()>>20)
+		}
+	}
+	return ""
 }
 
 func (v view) exited(t *corev1.ContainerStateTerminated) *ending {
