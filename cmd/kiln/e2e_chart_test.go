@@ -57,7 +57,7 @@ func newPlant(t *testing.T) *plant {
 	t.Helper()
 	cluster := kubetest.Real(t)
 	p := &plant{cluster: cluster, address: cluster.NodeAddress(t), ca: enginetest.NewAuthority(t)}
-	bin, _ := kubetest.Kiln(t)
+	bin, _, _ := kubetest.Kiln(t)
 	p.helm = kubetest.Program(t, "KILN_TEST_HELM", "helm")
 	certificate, key := p.ca.Issue(t, p.address)
 	p.nats = natstest.Start(t, p.address, certificate, key)

@@ -34,7 +34,7 @@ import (
 	"kiln/schemas"
 )
 
-// program builds kiln, with kilnd beside it, once for all tests of the package, and
+// program builds kiln, with kilnd and kiln-init beside it, once for all tests of the package, and
 // returns the path of kiln.
 var program = sync.OnceValues(func() (string, error) {
 	dir, err := filepath.Abs("../../bin/e2e")
@@ -44,7 +44,7 @@ var program = sync.OnceValues(func() (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-o", dir, ".", "../kilnd").CombinedOutput()
+	out, err := exec.Command("go", "build", "-o", dir, ".", "../kilnd", "../kiln-init").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
