@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -41,8 +43,11 @@ func TestRunnerConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real
 	c := kubetest.Real(t)
 	address := c.RealNode(t)
 	team := newTeam(t, c, nil)
-	registry := enginetest.NewRegistryAt(t, address)
-	image := runtest.PushImage(t, registry.Host+"/team/probe", runtest.Build(t, runtest.ProbePackage))
+	// Nodes pull by TLS only.
+	ca := enginetest.NewAuthority(t)
+	host := enginetest.NewTLSServer(t, ca, registry.New(), address).Listener.Addr().String()
+	c.Trust(t, host, ca.File)
+	image := runtest.PushImage(t, host+"/team/probe", runtest.Build(t, runtest.ProbePackage), nil, remote.WithTransport(ca.Transport(t)))
 	runtest.Run(t, func(t *testing.T) runtest.Harness {
 		t.Helper()
 		cfg := team.config(kubetest.Node)

@@ -202,7 +202,7 @@ func TestLayersAreAppliedInOrderAndStayInside(t *testing.T) {
 			dir("was-file"), file("was-file/y", "2"), file("was-dir", "2"), file("abs/through", "2"), file("out/evil", "2"), file("../../up", "2"),
 			file("deep/er/file", "2"), runtest.Entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "device"}}, file(".wh..", ""),
 			runtest.Entry{Header: tar.Header{Name: "suid", Mode: 0o4755, Uid: 5, Gid: 6}}),
-	})
+	}, v1.Config{})
 	image, err := r.images.get(t.Context(), r.cfg.Images, ref, "", func(string, ...any) {})
 	if err != nil {
 		t.Fatal(err)

@@ -203,7 +203,7 @@ func TestImagesAreUnpackedOnceAndEvictedWhenUnused(t *testing.T) {
 	needContainers(t)
 	site := newRunSite(t)
 	var blobs atomic.Int32
-	first := site.push(t, "a")
+	first := site.push(t, "a", nil)
 	second := site.push(t, "b", func(c *v1.Config) { c.Labels = map[string]string{"b": "b"} })
 	site.registry.Fault(func(_ http.ResponseWriter, req *http.Request) bool {
 		if strings.Contains(req.URL.Path, "/blobs/") {

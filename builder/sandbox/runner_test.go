@@ -41,14 +41,14 @@ func newRunSite(tb testing.TB) runSite {
 	}
 	reg := enginetest.NewRegistry(tb)
 	site := runSite{launcher: launcher, host: reg.Host, registry: reg}
-	site.image = site.push(tb, "probe")
+	site.image = site.push(tb, "probe", nil)
 	return site
 }
 
-// push pushes the image of the suite, with changes.
-func (s runSite) push(tb testing.TB, name string, changes ...func(*v1.Config)) string {
+// push pushes the image of the suite, with a change unless it is nil.
+func (s runSite) push(tb testing.TB, name string, change func(*v1.Config)) string {
 	tb.Helper()
-	return runtest.PushImage(tb, s.host+"/team/"+name, built.probe, changes...)
+	return runtest.PushImage(tb, s.host+"/team/"+name, built.probe, change)
 }
 
 // runConfig returns a configuration for real containers, or skips the test.

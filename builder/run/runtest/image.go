@@ -42,17 +42,22 @@ const ProbePackage = "kiln/builder/run/runtest/probe"
 
 // PushImage pushes the suite's image to the repository and returns its reference by
 // digest: the probe (see Build) in /bin, which is its PATH, and nothing else. Its user is 1000:1000,
-// its folder /home, which is that user's. Changes are made to its configuration.
-func PushImage(tb testing.TB, repository string, probe []byte, changes ...func(*v1.Config)) string {
+// its folder /home, which is that user's. Change, unless it is nil, changes
+// its configuration; options are those of the push.
+func PushImage(tb testing.TB, repository string, probe []byte, change func(*v1.Config), options ...remote.Option) string {
 	tb.Helper()
+	config := v1.Config{
+		Env: []string{"PATH=/bin", "FROM_IMAGE=image"}, User: "1000:1000", WorkingDir: "/home",
+		Entrypoint: Entrypoint()[:1], Cmd: Entrypoint()[1:],
+	}
+	if change != nil {
+		change(&config)
+	}
 	return Push(tb, repository, []v1.Layer{Layer(tb,
 		Entry{tar.Header{Typeflag: tar.TypeDir, Name: "bin/", Mode: 0o755}, nil},
 		Entry{tar.Header{Typeflag: tar.TypeDir, Name: "home/", Mode: 0o755, Uid: 1000, Gid: 1000}, nil},
 		Entry{tar.Header{Typeflag: tar.TypeReg, Name: "bin/probe", Mode: 0o755}, probe},
-	)}, append([]func(*v1.Config){func(c *v1.Config) {
-		c.Env, c.User, c.WorkingDir = []string{"PATH=/bin", "FROM_IMAGE=image"}, "1000:1000", "/home"
-		c.Entrypoint, c.Cmd = Entrypoint()[:1], Entrypoint()[1:]
-	}}, changes...)...)
+	)}, config, options...)
 }
 
 // Entry is one of an archive; its size is that of the data.
@@ -88,12 +93,8 @@ func Layer(tb testing.TB, entries ...Entry) v1.Layer {
 }
 
 // Push pushes an image of the layers and returns its reference by digest.
-func Push(tb testing.TB, repository string, layers []v1.Layer, changes ...func(*v1.Config)) string {
+func Push(tb testing.TB, repository string, layers []v1.Layer, config v1.Config, options ...remote.Option) string {
 	tb.Helper()
-	var config v1.Config
-	for _, change := range changes {
-		change(&config)
-	}
 	image, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}, Config: config})
 	if err == nil {
 		image, err = mutate.AppendLayers(image, layers...)
@@ -105,7 +106,7 @@ func Push(tb testing.TB, repository string, layers []v1.Layer, changes ...func(*
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := remote.Write(ref, image); err != nil {
+	if err := remote.Write(ref, image, options...); err != nil {
 		tb.Fatal(err)
 	}
 	digest, err := image.Digest()
