@@ -126,7 +126,7 @@ func (w *Worker) expected(id string, sequence uint64) []backlog.Entry {
 // expect ends a request that was canceled while it was on its way into the backlog.
 // The caller has w.mu.
 func (w *Worker) expect(ctx context.Context, c backlog.Change) {
-	if len(w.cancels) == 0 || c.Deleted || c.Synced {
+	if len(w.cancels) == 0 || c.Deleted || c.Synced || w.drained {
 		return
 	}
 	sequence, _ := backlog.Sequence(c.Key)
@@ -149,7 +149,7 @@ func (w *Worker) expect(ctx context.Context, c backlog.Change) {
 func (w *Worker) orphan(ctx context.Context, c backlog.Change) {
 	sequence, _ := backlog.Sequence(c.Key)
 	x := w.executions[sequence]
-	if x == nil || x.over {
+	if x == nil || x.over || w.drained {
 		return
 	}
 	w.jobs.Go(func() { w.succeed(ctx, x, sequence) })

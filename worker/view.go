@@ -76,6 +76,9 @@ func (w *Worker) watchBacklog(ctx context.Context) {
 				w.orphan(ctx, c)
 			}
 			w.expect(ctx, c)
+			if c.Synced && !w.drained {
+				w.jobs.Go(func() { w.peek(ctx) })
+			}
 			close(w.watched)
 			w.watched = make(chan struct{})
 			w.mu.Unlock()
@@ -83,7 +86,6 @@ func (w *Worker) watchBacklog(ctx context.Context) {
 				w.deps.Log.Error().Err(err).Str("key", c.Key).Msg("an entry of the backlog cannot be read")
 			}
 			if c.Synced {
-				w.jobs.Go(func() { w.peek(ctx) })
 				w.syncedOnce.Do(func() { close(w.synced) })
 			}
 			w.wake()

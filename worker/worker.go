@@ -41,8 +41,8 @@ type Worker struct {
 	cancels map[string]uint64
 	free    int
 	ending  int
-	// stopping is true once nothing may start.
-	stopping bool
+	// stopping is true once nothing may start, drained once no watch may begin jobs.
+	stopping, drained bool
 }
 
 // New returns a Worker that has not started. It reports every fault of cfg and deps.
@@ -94,10 +94,12 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.serve(fetch, work)
 	case <-fetch.Done():
 	}
+	w.mu.Lock()
+	w.drained = true
+	w.mu.Unlock()
 	w.jobs.Wait()
 	stopLooking()
 	watches.Wait()
-	w.jobs.Wait()
 	close(done)
 	escalation.Wait()
 	return nil
