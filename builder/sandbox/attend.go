@@ -16,14 +16,21 @@ import (
 	"kiln/builder/run"
 )
 
+const opRun = "running"
+
 // attend waits for the end of a process that was started, by this call or another.
 func (a attempt) attend(ctx context.Context, plan run.Plan, tail *tail) (finale, error) {
 	if f, ended := a.ending(); ended {
 		tail.finish()
 		return f, nil
 	}
+	pid, err := a.running(ctx)
+	if err != nil {
+		// It may run: nobody must take it for ended, nor try another attempt.
+		return finale{}, &builder.Error{Kind: builder.KindInterrupted, Op: opRun, Err: err}
+	}
 	var reason error
-	if pid := a.running(ctx); pid > 0 {
+	if pid > 0 {
 		if reason = a.watch(ctx, plan, pid); leaves(ctx) {
 			return finale{}, runCanceled(ctx)
 		}
@@ -33,19 +40,25 @@ func (a attempt) attend(ctx context.Context, plan run.Plan, tail *tail) (finale,
 
 // running returns the container's first process; 0: it does not run. The runtime's word
 // counts: a pid may be somebody else's by now.
-func (a attempt) running(ctx context.Context) int {
-	if !slices.Contains(a.runner.runtime.containers(), a.container()) {
-		return 0
+func (a attempt) running(ctx context.Context) (pid int, err error) {
+	// A busy machine may need more than one try.
+	for range 3 {
+		if !slices.Contains(a.runner.runtime.containers(), a.container()) {
+			return 0, nil
+		}
+		var status string
+		if status, pid, err = a.runner.runtime.state(context.WithoutCancel(ctx), a.container()); err == nil {
+			if status != "running" && status != "paused" {
+				pid = 0
+			}
+			return pid, nil
+		}
 	}
-	status, pid := a.runner.runtime.state(context.WithoutCancel(ctx), a.container())
-	if status != "running" {
-		return 0
-	}
-	return pid
+	return 0, err
 }
 
-// state asks for a container's status and first process; "" is that there is none.
-func (r ociRuntime) state(ctx context.Context, name string) (status string, pid int) {
+// state asks for a container's status and first process.
+func (r ociRuntime) state(ctx context.Context, name string) (status string, pid int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.path, "--root", r.root, "state", name) //nolint:gosec // the operator names the runtime
@@ -56,10 +69,13 @@ func (r ociRuntime) state(ctx context.Context, name string) (status string, pid 
 		Status string
 		Pid    int
 	}
-	if err != nil || json.Unmarshal(raw, &s) != nil {
-		return "", 0
+	if err == nil {
+		err = json.Unmarshal(raw, &s)
 	}
-	return s.Status, s.Pid
+	if err != nil {
+		return "", 0, fmt.Errorf("ask for the container's state: %w", err)
+	}
+	return s.Status, s.Pid, nil
 }
 
 // watch returns when the process has ended, with the reason when it was made to, or when
@@ -81,7 +97,7 @@ func (a attempt) watch(ctx context.Context, plan run.Plan, pid int) (reason erro
 			}
 			reason = runCanceled(ctx)
 		case <-limit.C:
-			reason = builder.Errorf(builder.KindTimeout, "running", "it took longer than the limit of %s", plan.Limits.Timeout)
+			reason = builder.Errorf(builder.KindTimeout, opRun, "it took longer than the limit of %s", plan.Limits.Timeout)
 		case <-look.C:
 			began := time.Now()
 			if a.used(plan.Limits.Disk) <= plan.Limits.Disk {
@@ -89,7 +105,7 @@ func (a attempt) watch(ctx context.Context, plan run.Plan, pid int) (reason erro
 				look.Reset(max(20*time.Since(began), time.Second))
 				continue
 			}
-			reason = builder.Errorf(builder.KindDiskFull, "running", "it wrote more than the limit of %d MiB", plan.Limits.Disk>>20)
+			reason = builder.Errorf(builder.KindDiskFull, opRun, "it wrote more than the limit of %d MiB", plan.Limits.Disk>>20)
 		}
 		a.intend(reason)
 		a.stop(ctx, ended)
@@ -192,7 +208,6 @@ func (a attempt) conclude(ctx context.Context, reason error, tail *tail) (finale
 // judge turns what is left of an ended attempt into its ending.
 func (a attempt) judge(reason error, oom bool) finale {
 	report, ok := a.report()
-	const op = "running"
 	switch stopped, intended := a.intent(); {
 	case intended:
 		return stopped
@@ -201,7 +216,7 @@ func (a attempt) judge(reason error, oom bool) finale {
 	case ok && report.Failure != "":
 		return failedWith(builder.Errorf(builder.KindInvalidRequest, "starting the process", "%s", report.Failure))
 	case oom && (!ok || report.ExitCode != 0):
-		return failedWith(builder.Errorf(builder.KindOutOfMemory, op, "it needed more memory than its limit"))
+		return failedWith(builder.Errorf(builder.KindOutOfMemory, opRun, "it needed more memory than its limit"))
 	case ok:
 		if report.Note != "" {
 			a.say("%s", report.Note)
@@ -212,7 +227,7 @@ func (a attempt) judge(reason error, oom bool) finale {
 	case a.started().IsZero():
 		return failedWith(builder.Errorf(builder.KindUnavailable, "starting the container", "it was not started"))
 	}
-	return failedWith(builder.Errorf(builder.KindUnavailable, op, "its container is gone, and with it how it ended"))
+	return failedWith(builder.Errorf(builder.KindUnavailable, opRun, "its container is gone, and with it how it ended"))
 }
 
 // kill removes the container, running or not, and waits until nothing of it is left.

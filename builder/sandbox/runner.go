@@ -124,7 +124,7 @@ func (r *Runner) begin() (end func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return nil, builder.Errorf(builder.KindInterrupted, "running", "the runner is closed")
+		return nil, builder.Errorf(builder.KindInterrupted, opRun, "the runner is closed")
 	}
 	r.calls.Add(1)
 	return r.calls.Done, nil
@@ -137,7 +137,7 @@ var (
 
 func (r *Runner) attempt(id string, number int) (attempt, error) {
 	if !runID.MatchString(id) || number < 1 {
-		return attempt{}, builder.Errorf(builder.KindInvalidRequest, "running", "run id %.80q must be 64 hex digits, and attempt %d more than zero", id, number)
+		return attempt{}, builder.Errorf(builder.KindInvalidRequest, opRun, "run id %.80q must be 64 hex digits, and attempt %d more than zero", id, number)
 	}
 	name := fmt.Sprintf("%s-%d", id, number)
 	return attempt{runner: r, name: name, folder: path.Join("runs", name)}, nil
@@ -155,13 +155,13 @@ func (r *Runner) Run(ctx context.Context, plan run.Plan, watch run.Watch) (run.R
 		return run.Result{}, err
 	}
 	if !imageRef.MatchString(plan.Image) {
-		return run.Result{}, builder.Errorf(builder.KindInvalidRequest, "running", "image %.200q names no digest", plan.Image)
+		return run.Result{}, builder.Errorf(builder.KindInvalidRequest, opRun, "image %.200q names no digest", plan.Image)
 	}
 	plan.Limits = r.cfg.limits(plan.Limits)
 	f, err := a.run(ctx, plan, watch)
 	if err != nil {
 		if _, ok := errors.AsType[*builder.Error](err); !ok {
-			err = unavailable("running", err)
+			err = unavailable(opRun, err)
 		}
 		return run.Result{}, err
 	}
@@ -259,7 +259,7 @@ func runCanceled(ctx context.Context) error {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		kind = builder.KindTimeout
 	}
-	return &builder.Error{Kind: kind, Op: "running", Err: cause}
+	return &builder.Error{Kind: kind, Op: opRun, Err: cause}
 }
 
 // leaves reports whether a canceled call leaves its process to another one.

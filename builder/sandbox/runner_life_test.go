@@ -290,3 +290,32 @@ func TestOldRemainsAreSwept(t *testing.T) {
 		t.Errorf("left are %q", locks)
 	}
 }
+
+// TestSilentRuntimeIsNotTakenForAnEnd has a runtime that does not answer once the
+// process runs.
+func TestSilentRuntimeIsNotTakenForAnEnd(t *testing.T) {
+	t.Parallel()
+	needContainers(t)
+	site := newRunSite(t)
+	cfg := runConfig(t, site)
+	broken := filepath.Join(t.TempDir(), "broken")
+	real, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\ncase \" $* \" in *\" state \"*) exit 1;; esac\nexec " + real + " \"$@\"\n"
+	if err := os.WriteFile(broken, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	silent := cfg
+	silent.Runtime = broken
+	plan := runtest.NewPlan(site.image, t.Name(), "out", "here", "wait")
+	if _, err := runner(t, silent).Run(t.Context(), plan, run.Watch{}); builder.KindOf(err) != builder.KindInterrupted {
+		t.Errorf("got %v, want interrupted", err)
+	}
+	r := runner(t, cfg)
+	startIsComplete(t, r, plan)
+	if err := r.Forget(t.Context(), plan.RunID, plan.Attempt); err != nil {
+		t.Error(err)
+	}
+}
