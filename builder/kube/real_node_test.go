@@ -51,6 +51,7 @@ func TestRunnerConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real
 	runtest.Run(t, func(t *testing.T) runtest.Harness {
 		t.Helper()
 		cfg := team.config(kubetest.Node)
+		cfg.Grace = 3 * time.Second // the suite waits no longer than Grace by default
 		return runtest.Harness{
 			Runner: team.runner(t, cfg), Another: func(t *testing.T) runs.Runner { t.Helper(); return team.runner(t, cfg) },
 			Image: image, Memory: true, MaxResults: 3800, LosesLogs: true, Leftovers: func() []string { return team.left(cfg) },
