@@ -87,8 +87,11 @@ func (x *execution) do(ctx context.Context) (runs.Result, error) {
 		}
 		if ctx.Err() != nil {
 			err = runCanceled(ctx)
+		} else if x.blind {
+			follow.stop()
+			return runs.Result{}, unknown(ctx, opRun, err)
 		}
-		// It cannot be started, or must not go on: nobody shall start it later.
+		// It cannot be started, or must not go on, and nobody shall start it later.
 		err = x.bury(ctx, err)
 		follow.finish(ctx)
 		return runs.Result{}, err
@@ -124,7 +127,7 @@ func (x *execution) find(ctx context.Context) error {
 	}
 	switch {
 	case err != nil:
-		return runError(ctx, op, err)
+		return unknown(ctx, op, err)
 	case !sameRun(job, x.plan):
 		return builder.Errorf(builder.KindUnavailable, op, "a Job %s of another run is there (%s)", name, job.Annotations[noteRun])
 	case job.DeletionTimestamp != nil:
@@ -199,8 +202,11 @@ func (x *execution) unfound(ctx context.Context, err error) error {
 		look, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.engine.cfg.Grace)
 		defer cancel()
 		job, gerr := x.engine.api.getJob(look, runName(x.plan, x.engine.cfg))
-		if gerr != nil || !sameRun(job, x.plan) {
+		if apierrors.IsNotFound(gerr) || gerr == nil && !sameRun(job, x.plan) {
 			return err
+		}
+		if gerr != nil {
+			return unknown(ctx, "creating the Job", gerr)
 		}
 		x.job = job
 	}
@@ -250,10 +256,22 @@ func (x *execution) bury(ctx context.Context, err error) error {
 		return err
 	}
 	x.say("Stopping: %s", err)
-	if perr := x.engine.api.patchJob(ctx, x.job.Name, change); perr == nil {
+	switch perr := x.engine.api.patchJob(ctx, x.job.Name, change); {
+	case perr == nil:
 		x.awaitStopped(ctx)
+	case !apierrors.IsNotFound(perr):
+		// It goes on, for all that is known.
+		return unknown(ctx, "ending the run", perr)
 	}
 	return err
+}
+
+// unknown is the error of a call that leaves open whether the process runs.
+func unknown(ctx context.Context, op string, err error) error {
+	if ctx.Err() != nil && leaves(ctx) {
+		return runCanceled(ctx)
+	}
+	return &builder.Error{Kind: builder.KindInterrupted, Op: op, Err: err}
 }
 
 // awaitStopped waits until the Job's Pod has ended or is gone.

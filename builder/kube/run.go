@@ -43,6 +43,8 @@ type run struct {
 	created bool
 	// cached says that the Job was in the cache.
 	cached bool
+	// blind says that the API server does not tell what became of the Job.
+	blind bool
 }
 
 func newRun(e *Engine, plan builder.Plan, logs io.Writer) *run {
@@ -201,6 +203,7 @@ func (r *run) look(ctx context.Context) (view, error) {
 	case apierrors.IsNotFound(err):
 		return v, nil
 	case err != nil:
+		r.blind = true
 		return v, apiError(ctx, "reading the Job", err)
 	case job.UID == r.job.UID:
 		r.job, v.job = job, job

@@ -3,10 +3,12 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	k8stesting "k8s.io/client-go/testing"
 	"sigs.k8s.io/yaml"
 
 	"kiln/builder"
@@ -185,6 +190,44 @@ func TestRunsEndByWhatTheClusterSays(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestSilentAPIServerIsNoReasonForAnotherAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, probe)
+		r, err := newRunner(t.Context(), c.client, c.logs, runnerConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = r.Close() }()
+		plan := runtest.NewPlan(probeImage, t.Name(), "wait")
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := r.Run(ctx, plan, runs.Watch{Started: func(time.Time) { cancel() }})
+			done <- err
+		}()
+		// From the start of the process on, the server takes no changes.
+		var silent atomic.Bool
+		silent.Store(true)
+		c.client.PrependReactor("patch", "jobs", func(k8stesting.Action) (bool, runtime.Object, error) {
+			return silent.Load(), nil, apierrors.NewInternalError(errors.New("no leader"))
+		})
+		if err := <-done; builder.KindOf(err) != builder.KindInterrupted {
+			t.Errorf("got %v, want interrupted", err)
+		}
+		c.client.PrependReactor("get", "jobs", func(k8stesting.Action) (bool, runtime.Object, error) {
+			return silent.Load(), nil, apierrors.NewInternalError(errors.New("no leader"))
+		})
+		if _, err := r.Run(t.Context(), plan, runs.Watch{}); builder.KindOf(err) != builder.KindInterrupted {
+			t.Errorf("got %v, want interrupted", err)
+		}
+		silent.Store(false)
+		if _, err := r.Run(ctx, plan, runs.Watch{}); builder.KindOf(err) != builder.KindCanceled {
+			t.Errorf("got %v, want canceled", err)
+		}
+	})
 }
 
 func TestResultsThatKubernetesCannotPassOnAreNoted(t *testing.T) {

@@ -23,6 +23,9 @@ type Runner interface {
 	// When ctx is canceled with cause builder.ErrShutdown or builder.ErrLeaseLost the
 	// process goes on, and the error is of KindInterrupted. Any other cancel ends it (a
 	// deadline: KindTimeout, else KindCanceled) and cleans up.
+	//
+	// KindInterrupted without such a cancel says that it cannot be told whether the
+	// process runs: ask again for the same attempt, and start no other.
 	Run(ctx context.Context, plan Plan, watch Watch) (Result, error)
 	// Forget removes what is kept of an attempt, running or ended. It is no error when
 	// there is nothing.

@@ -299,11 +299,11 @@ func TestSilentRuntimeIsNotTakenForAnEnd(t *testing.T) {
 	site := newRunSite(t)
 	cfg := runConfig(t, site)
 	broken := filepath.Join(t.TempDir(), "broken")
-	real, err := exec.LookPath("runc")
+	working, err := exec.LookPath("runc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := "#!/bin/sh\ncase \" $* \" in *\" state \"*) exit 1;; esac\nexec " + real + " \"$@\"\n"
+	script := "#!/bin/sh\ncase \" $* \" in *\" state \"*) exit 1;; esac\nexec " + working + " \"$@\"\n"
 	if err := os.WriteFile(broken, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
