@@ -5,6 +5,8 @@ package kube
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"strings"
 	"testing"
 	"time"
@@ -45,13 +47,13 @@ func TestRunnerConformsOnARealNode(t *testing.T) { //nolint:paralleltest // real
 	team := newTeam(t, c, nil)
 	// Nodes pull by TLS only.
 	ca := enginetest.NewAuthority(t)
-	host := enginetest.NewTLSServer(t, ca, registry.New(), address).Listener.Addr().String()
+	host := enginetest.NewTLSServer(t, ca, registry.New(registry.Logger(log.New(io.Discard, "", 0))), address).Listener.Addr().String()
 	c.Trust(t, host, ca.File)
 	image := runtest.PushImage(t, host+"/team/probe", runtest.Build(t, runtest.ProbePackage), nil, remote.WithTransport(ca.Transport(t)))
 	runtest.Run(t, func(t *testing.T) runtest.Harness {
 		t.Helper()
 		cfg := team.config(kubetest.Node)
-		cfg.Grace = 3 * time.Second // the suite waits no longer than Grace by default
+		cfg.Grace = 3 * time.Second
 		return runtest.Harness{
 			Runner: team.runner(t, cfg), Another: func(t *testing.T) runs.Runner { t.Helper(); return team.runner(t, cfg) },
 			Image: image, Memory: true, MaxResults: 3800, LosesLogs: true, Leftovers: func() []string { return team.left(cfg) },
