@@ -142,12 +142,28 @@ func (r *Runner) Forget(ctx context.Context, runID string, attempt int) error {
 	if err := e.api.deleteJob(ctx, job.Name, job.UID, metav1.DeletePropagationForeground); err != nil {
 		return runError(ctx, op, err)
 	}
-	x := newExecution(r, plan, runs.Watch{}, nil)
-	defer x.stop()
-	if err := x.awaitGone(ctx, job.Name, job.UID); err != nil {
-		return runCanceled(ctx)
+	return r.awaitForgotten(ctx, job)
+}
+
+// awaitForgotten waits until the Job is gone. It is deleted in the foreground, so that its
+// Pods are gone before it; the server is asked, since the cache may miss that.
+func (r *Runner) awaitForgotten(ctx context.Context, job *batchv1.Job) error {
+	changes, stop := r.engine.objects.subscribe(job.Name)
+	defer stop()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		now, err := r.engine.api.getJob(ctx, job.Name)
+		if apierrors.IsNotFound(err) || err == nil && now.UID != job.UID {
+			return nil
+		}
+		select {
+		case <-changes:
+		case <-tick.C:
+		case <-ctx.Done():
+			return runCanceled(ctx)
+		}
 	}
-	return nil
 }
 
 // runError is apiError in the words of runs.

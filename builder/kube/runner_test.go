@@ -196,6 +196,14 @@ func TestSilentAPIServerIsNoReasonForAnotherAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, probe)
+		silent := map[string]*atomic.Bool{"patch": {}, "get": {}}
+		for verb, flag := range silent {
+			c.client.PrependReactor(verb, "jobs", func(k8stesting.Action) (bool, runtime.Object, error) {
+				return flag.Load(), nil, apierrors.NewInternalError(errors.New("no leader"))
+			})
+		}
+		// It takes no changes.
+		silent["patch"].Store(true)
 		r, err := newRunner(t.Context(), c.client, c.logs, runnerConfig())
 		if err != nil {
 			t.Fatal(err)
@@ -208,22 +216,16 @@ func TestSilentAPIServerIsNoReasonForAnotherAttempt(t *testing.T) {
 			_, err := r.Run(ctx, plan, runs.Watch{Started: func(time.Time) { cancel() }})
 			done <- err
 		}()
-		// From the start of the process on, the server takes no changes.
-		var silent atomic.Bool
-		silent.Store(true)
-		c.client.PrependReactor("patch", "jobs", func(k8stesting.Action) (bool, runtime.Object, error) {
-			return silent.Load(), nil, apierrors.NewInternalError(errors.New("no leader"))
-		})
 		if err := <-done; builder.KindOf(err) != builder.KindInterrupted {
 			t.Errorf("got %v, want interrupted", err)
 		}
-		c.client.PrependReactor("get", "jobs", func(k8stesting.Action) (bool, runtime.Object, error) {
-			return silent.Load(), nil, apierrors.NewInternalError(errors.New("no leader"))
-		})
+		// Nor does it answer.
+		silent["get"].Store(true)
 		if _, err := r.Run(t.Context(), plan, runs.Watch{}); builder.KindOf(err) != builder.KindInterrupted {
 			t.Errorf("got %v, want interrupted", err)
 		}
-		silent.Store(false)
+		silent["get"].Store(false)
+		silent["patch"].Store(false)
 		if _, err := r.Run(ctx, plan, runs.Watch{}); builder.KindOf(err) != builder.KindCanceled {
 			t.Errorf("got %v, want canceled", err)
 		}
