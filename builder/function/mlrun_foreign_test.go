@@ -174,7 +174,7 @@ func foreignDeviations() []deviation {
 		},
 		{
 			Section: inStates, Rule: "A run without an image fails on the server, or for its code and source.",
-			Verdict: notApplicable, Reason: "Kiln builds images and does not run functions.",
+			Verdict: better, Reason: "`run.failed` with `image_required`, at once. With auto_build the run waits for its image instead of polling for it, and what changed is built although spec.image is set ([runs.md](runs.md)).",
 			Covers: func(c mlrunCase, d difference) bool {
 				return c.group == "run" && isField(d, "expect.server_error", "expect.error", "expect.error_type")
 			},
