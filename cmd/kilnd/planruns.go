@@ -1,15 +1,19 @@
 package main
 
 import (
+	"cmp"
+	"strings"
 	"time"
 
 	"kiln/builder"
+	"kiln/builder/function"
 	runs "kiln/builder/run"
 	"kiln/worker/trigger"
 )
 
-// planRuns makes plans of runs by MLRun's rules.
-func planRuns(cfg runs.Config) trigger.Resolve {
+// planRuns makes plans of runs by MLRun's rules. Images are pulled with the credentials
+// that builds push them with.
+func planRuns(cfg runs.Config, rules function.Config) trigger.Resolve {
 	return func(j trigger.Job) (runs.Plan, error) {
 		asked := j.Request.Run
 		timeout, err := timeLimit(asked.Timeout)
@@ -24,9 +28,13 @@ func planRuns(cfg runs.Config) trigger.Resolve {
 		if n := asked.Resources.GPUs; n > 0 {
 			r.Resources.GPUs = map[string]int64{gpuResource: n}
 		}
-		return runs.Resolve(runs.Input{
+		plan, err := runs.Resolve(runs.Input{
 			RunID: j.RunID, Attempt: j.Attempt, Function: j.Request.Function, Run: r, Image: j.Image, Secrets: j.Secrets, Config: cfg,
 		})
+		if host, _, _ := strings.Cut(rules.Registry, "/"); host != "" && strings.HasPrefix(j.Image, host+"/") {
+			plan.RegistrySecret = cmp.Or(plan.RegistrySecret, rules.RegistrySecret)
+		}
+		return plan, err
 	}
 }
 

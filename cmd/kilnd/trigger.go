@@ -48,7 +48,7 @@ func (s *service) newTrigger(ctx context.Context, f buildFlags, prefix string, b
 		return nil, err
 	}
 	deps.Runner, deps.Secrets, deps.PinSource = s.runner, s.secrets, s.sources.Pin
-	deps.Resolve = planRuns(runs.Config{Timeout: f.Trigger.Timeout, ArtifactPath: f.Trigger.ArtifactPath, DBPath: f.Trigger.DBPath})
+	deps.Resolve = planRuns(runs.Config{Timeout: f.Trigger.Timeout, ArtifactPath: f.Trigger.ArtifactPath, DBPath: f.Trigger.DBPath}, rules)
 	deps.Pin = s.pin(cmp.Or(f.Worker.Platform, "linux/"+runtime.GOARCH))
 	deps.Hidden = []*builder.Redactor{s.registry.Redactor(), builder.NewRedactor(s.hidden...)}
 	deps.Metrics, deps.Log = trigger.NewMetrics(reg), log
