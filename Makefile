@@ -135,8 +135,8 @@ fuzz: ## Run every fuzz target for FUZZTIME (30s)
 	@.ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: $(BIN)/kaniko-executor ## Compare Kiln with the bare executor and bare JetStream
-	@go test -tags bench -count=1 -timeout 30m -run '^TestBench' -v ./cmd/kiln
+bench: build ## Compare Kiln, as make build builds it, with the bare executor and bare JetStream
+	@KILN_TEST_PROGRAM=$(BIN)/kiln go test -tags bench -count=1 -timeout 30m -run '^TestBench' -v ./cmd/kiln
 
 .PHONY: lint
 lint: $(BIN)/.golangci-$(GOLANGCI) ## Run the linters, and check go.mod and go.sum

@@ -34,9 +34,12 @@ import (
 	"kiln/schemas"
 )
 
-// program builds kiln, with kilnd and kiln-init beside it, once for all tests of the package, and
+// program is kiln at KILN_TEST_PROGRAM, else it builds it, with kilnd and kiln-init beside it, once for all tests of the package, and
 // returns the path of kiln.
 var program = sync.OnceValues(func() (string, error) {
+	if made := os.Getenv("KILN_TEST_PROGRAM"); made != "" {
+		return made, nil
+	}
 	dir, err := filepath.Abs("../../bin/e2e")
 	if err != nil {
 		return "", err
