@@ -104,43 +104,40 @@ func newJob(plan builder.Plan, cfg Config, to reach, secret, traceparent string)
 	if err != nil {
 		return nil, err
 	}
-	deadline := cfg.limits(plan).Timeout + cfg.Margin
 	return &batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{Name: jobName(plan, cfg), Namespace: cfg.Namespace, Labels: labels(plan, cfg), Annotations: notes},
-		Spec: batchv1.JobSpec{
-			Parallelism: new(int32(1)),
-			Completions: new(int32(1)),
-			// Attempts are counted in the ledger, not here.
-			BackoffLimit:            new(int32(0)),
-			ActiveDeadlineSeconds:   new(seconds(deadline)),
-			TTLSecondsAfterFinished: new(int32(min(seconds(cfg.TTL), math.MaxInt32))), //nolint:gosec // bounded
-			// A drained or preempted Pod is deleted, and its status with it: this keeps the
-			// reason in that of the Job.
-			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{{
-				Action:          batchv1.PodFailurePolicyActionFailJob,
-				OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}},
-			}}},
-			PodReplacementPolicy: new(batchv1.Failed),
-			Template:             pod,
-		},
+		Spec:       jobSpec(cfg, cfg.limits(plan).Timeout+cfg.Margin, pod),
 	}, nil
 }
 
-// seconds rounds up: Kiln's own limit ends before that of the Job.
-func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
+// jobSpec is that of every Job: one Pod, once. Attempts are counted in Kiln's own records.
+func jobSpec(cfg Config, deadline time.Duration, pod corev1.PodTemplateSpec) batchv1.JobSpec {
+	return batchv1.JobSpec{
+		Parallelism:             new(int32(1)),
+		Completions:             new(int32(1)),
+		BackoffLimit:            new(int32(0)),
+		ActiveDeadlineSeconds:   new(seconds(deadline)),
+		TTLSecondsAfterFinished: new(int32(min(seconds(cfg.TTL), math.MaxInt32))), //nolint:gosec // bounded
+		// A drained or preempted Pod is deleted, and its status with it: this keeps the
+		// reason in that of the Job.
+		PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{{
+			Action:          batchv1.PodFailurePolicyActionFailJob,
+			OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}},
+		}}},
+		PodReplacementPolicy: new(batchv1.Failed),
+		Template:             pod,
+	}
+}
 
-func podTemplate(plan builder.Plan, cfg Config, to reach, secret string) (corev1.PodTemplateSpec, error) {
+// podSpec is what every Pod has: it sees nothing of the cluster, and is isolated as the
+// configuration says. Pulls are the Secrets that its images are pulled with.
+func podSpec(cfg Config, pulls []string) corev1.PodSpec {
 	spec := corev1.PodSpec{
 		RestartPolicy:                corev1.RestartPolicyNever,
 		AutomountServiceAccountToken: new(false),
-		// The variables of the namespace's services would reach the executor.
+		// The variables of the namespace's services would reach the process.
 		EnableServiceLinks: new(false),
-		// The executor does nothing useful after a signal.
-		TerminationGracePeriodSeconds: new(int64(5)),
-		SecurityContext:               &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
-		InitContainers:                []corev1.Container{contextContainer(plan, cfg)},
-		Containers:                    []corev1.Container{kanikoContainer(plan, cfg, to, secret)},
-		Volumes:                       volumes(plan, cfg, to, secret),
+		SecurityContext:    &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
 	}
 	if cfg.UserNamespaces {
 		spec.HostUsers = new(false)
@@ -148,9 +145,22 @@ func podTemplate(plan builder.Plan, cfg Config, to reach, secret string) (corev1
 	if cfg.RuntimeClass != "" {
 		spec.RuntimeClassName = &cfg.RuntimeClass
 	}
-	for _, name := range cfg.PullSecrets {
+	for _, name := range pulls {
 		spec.ImagePullSecrets = append(spec.ImagePullSecrets, corev1.LocalObjectReference{Name: name})
 	}
+	return spec
+}
+
+// seconds rounds up: Kiln's own limit ends before that of the Job.
+func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
+
+func podTemplate(plan builder.Plan, cfg Config, to reach, secret string) (corev1.PodTemplateSpec, error) {
+	spec := podSpec(cfg, cfg.PullSecrets)
+	// The executor does nothing useful after a signal.
+	spec.TerminationGracePeriodSeconds = new(int64(5))
+	spec.InitContainers = []corev1.Container{contextContainer(plan, cfg)}
+	spec.Containers = []corev1.Container{kanikoContainer(plan, cfg, to, secret)}
+	spec.Volumes = volumes(plan, cfg, to, secret)
 	if err := schedule(&spec, plan, cfg); err != nil {
 		return corev1.PodTemplateSpec{}, err
 	}

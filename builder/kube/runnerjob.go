@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,20 +98,7 @@ func newRunJob(plan runs.Plan, cfg Config, secret, traceparent string) (*batchv1
 		ObjectMeta: metav1.ObjectMeta{
 			Name: runName(plan, cfg), Namespace: cfg.Namespace, Labels: runLabels(plan, cfg), Annotations: runNotes(plan, traceparent),
 		},
-		Spec: batchv1.JobSpec{
-			Parallelism: new(int32(1)),
-			Completions: new(int32(1)),
-			// A process is started once; attempts are counted elsewhere.
-			BackoffLimit:            new(int32(0)),
-			ActiveDeadlineSeconds:   new(seconds(deadline)),
-			TTLSecondsAfterFinished: new(int32(min(seconds(cfg.TTL), math.MaxInt32))), //nolint:gosec // bounded
-			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{{
-				Action:          batchv1.PodFailurePolicyActionFailJob,
-				OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}},
-			}}},
-			PodReplacementPolicy: new(batchv1.Failed),
-			Template:             pod,
-		},
+		Spec: jobSpec(cfg, deadline, pod),
 	}, nil
 }
 
@@ -123,29 +109,15 @@ func runTemplate(plan runs.Plan, cfg Config, secret string) (corev1.PodTemplateS
 	if err != nil {
 		return corev1.PodTemplateSpec{}, err
 	}
-	spec := corev1.PodSpec{
-		RestartPolicy:                 corev1.RestartPolicyNever,
-		AutomountServiceAccountToken:  new(false),
-		EnableServiceLinks:            new(false),
-		TerminationGracePeriodSeconds: new(seconds(cfg.Grace)),
-		SecurityContext:               &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
-		InitContainers:                []corev1.Container{preparing},
-		Containers:                    []corev1.Container{main},
-		Volumes:                       runVolumes(plan, cfg, secret),
-	}
-	if cfg.UserNamespaces {
-		spec.HostUsers = new(false)
-	}
-	if cfg.RuntimeClass != "" {
-		spec.RuntimeClassName = &cfg.RuntimeClass
-	}
 	pulls := slices.Clone(cfg.PullSecrets)
 	if s := plan.RegistrySecret; s != "" && len(validation.IsDNS1123Subdomain(s)) == 0 {
 		pulls = append([]string{s}, pulls...)
 	}
-	for _, name := range pulls {
-		spec.ImagePullSecrets = append(spec.ImagePullSecrets, corev1.LocalObjectReference{Name: name})
-	}
+	spec := podSpec(cfg, pulls)
+	spec.TerminationGracePeriodSeconds = new(seconds(cfg.Grace))
+	spec.InitContainers = []corev1.Container{preparing}
+	spec.Containers = []corev1.Container{main}
+	spec.Volumes = runVolumes(plan, cfg, secret)
 	if err := schedule(&spec, asBuild(plan), cfg); err != nil {
 		return corev1.PodTemplateSpec{}, err
 	}

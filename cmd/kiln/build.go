@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -67,19 +66,9 @@ func (b *buildCmd) submit(ctx context.Context, s cli.Streams, c *cli.Globals, re
 		return err
 	}
 	defer closeClient()
-	if local != nil {
-		if _, err := kiln.UploadContext(ctx, local.File); err != nil {
-			return err
-		}
-	}
-	var opts []client.RequestOption
-	if b.ID != "" {
-		opts = append(opts, client.WithID(b.ID))
-	}
-	ticket, err := kiln.RequestBuild(ctx, request, opts...)
-	if _, invalid := errors.AsType[*events.DecodeError](err); invalid {
-		return cli.Usage(cli.Describe(err))
-	}
+	ticket, err := send(ctx, kiln, local, b.ID, func(opts ...client.RequestOption) (client.Ticket, error) {
+		return kiln.RequestBuild(ctx, request, opts...)
+	})
 	if err != nil {
 		return err
 	}

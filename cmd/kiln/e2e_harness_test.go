@@ -34,8 +34,8 @@ import (
 	"kiln/schemas"
 )
 
-// program is kiln at KILN_TEST_PROGRAM, else it builds it, with kilnd and kiln-init beside it, once for all tests of the package, and
-// returns the path of kiln.
+// program returns the path of kiln: KILN_TEST_PROGRAM, else it builds it, with kilnd and
+// kiln-init beside it, once for all tests of the package.
 var program = sync.OnceValues(func() (string, error) {
 	if made := os.Getenv("KILN_TEST_PROGRAM"); made != "" {
 		return made, nil

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -67,19 +66,9 @@ func (r *runCmd) Run(ctx context.Context, s cli.Streams, c *cli.Globals) error {
 		return err
 	}
 	defer closeClient()
-	if local != nil {
-		if _, err := kiln.UploadContext(ctx, local.File); err != nil {
-			return err
-		}
-	}
-	var opts []client.RequestOption
-	if r.ID != "" {
-		opts = append(opts, client.WithID(r.ID))
-	}
-	ticket, err := kiln.RequestRun(ctx, request, opts...)
-	if _, invalid := errors.AsType[*events.DecodeError](err); invalid {
-		return cli.Usage(cli.Describe(err))
-	}
+	ticket, err := send(ctx, kiln, local, r.ID, func(opts ...client.RequestOption) (client.Ticket, error) {
+		return kiln.RequestRun(ctx, request, opts...)
+	})
 	if err != nil {
 		return err
 	}

@@ -13,13 +13,7 @@ import (
 	"kiln/events/client"
 )
 
-type runsCmd struct {
-	NATS    cli.NATSFlags `embed:"" prefix:"nats-"`
-	Since   time.Duration `env:"-" default:"24h" help:"How far to look back."`
-	Project string        `env:"-" short:"p" help:"List one project."`
-	Limit   int           `env:"-" short:"n" default:"50" help:"List the newest ones; 0 is all."`
-	Output  string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
-}
+type runsCmd struct{ listFlags }
 
 // Help is shown below the flags.
 func (runsCmd) Help() string {
@@ -37,7 +31,7 @@ func (c *runsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) erro
 		return err
 	}
 	defer closeClient()
-	all, err := kiln.Runs(ctx, client.Query{Since: time.Now().Add(-c.Since), Project: c.Project, Limit: c.Limit})
+	all, err := kiln.Runs(ctx, c.query())
 	if err != nil {
 		return err
 	}

@@ -120,13 +120,20 @@ func (c *logsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) erro
 	return kiln.Logs(ctx, status.BuildID, attempt, follow, s.Out)
 }
 
-type lsCmd struct {
+// listFlags say what is listed.
+type listFlags struct {
 	NATS    cli.NATSFlags `embed:"" prefix:"nats-"`
 	Since   time.Duration `env:"-" default:"24h" help:"How far to look back."`
 	Project string        `env:"-" short:"p" help:"List one project."`
 	Limit   int           `env:"-" short:"n" default:"50" help:"List the newest ones; 0 is all."`
 	Output  string        `env:"-" short:"o" enum:"text,json" default:"text" help:"text or json."`
 }
+
+func (f listFlags) query() client.Query {
+	return client.Query{Since: time.Now().Add(-f.Since), Project: f.Project, Limit: f.Limit}
+}
+
+type lsCmd struct{ listFlags }
 
 // Help is shown below the flags.
 func (lsCmd) Help() string {
@@ -144,7 +151,7 @@ func (c *lsCmd) Run(ctx context.Context, s cli.Streams, top *cli.Globals) error 
 		return err
 	}
 	defer closeClient()
-	all, err := kiln.List(ctx, client.Query{Since: time.Now().Add(-c.Since), Project: c.Project, Limit: c.Limit})
+	all, err := kiln.List(ctx, c.query())
 	if err != nil {
 		return err
 	}
